@@ -1,0 +1,275 @@
+"""The text that activations are harvested from: one data set or a weighted mixture, as sequences of equal length.
+
+Every data set is tokenized and packed into sequences of `context_size` tokens on its own, and the mixture draws whole
+*sequences* by weight (`datasets.interleave_datasets`). So weights are shares of tokens, however long the documents are,
+no sequence mixes two data sets, and the position in the stream is the data set library's own `state_dict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset, load_from_disk
+from torch import Tensor
+
+from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
+from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+
+DatasetKind = Literal["auto", "text", "tokens", "chat"]
+
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "tokens": ("tokens", "input_ids"),
+    "chat": ("messages", "conversation", "conversations"),
+    "text": ("text", "problem"),
+}
+_DOCUMENTS_A_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One data set of the mixture.
+
+    Raises:
+        ConfigError: An unknown kind, a weight that is not positive, or a chat template for what is not a chat.
+    """
+
+    path: str = ""
+    """Hub id, or a folder written by `Dataset.save_to_disk`, or a builder such as "json" with `data_files`."""
+
+    label: str = ""
+    """Name of the data set in metrics; the last part of `path` if empty."""
+
+    weight: float | None = None
+    """Share of the training sequences, and so of the tokens. All or none of a mixture give one; they add up to 1."""
+
+    kind: DatasetKind = "auto"
+    """"text", "tokens" (already tokenized), "chat" (lists of {"role", "content"}), or "auto": by the column's name."""
+
+    column: str | None = None
+    """Column that is read; None takes the first usual one ("text", "input_ids", "messages", ...)."""
+
+    chat_template: str | None = None
+    """Jinja template for this data set's chats; None is the tokenizer's own."""
+
+    name: str | None = None
+    """Configuration of the data set on the Hub."""
+
+    split: str = "train"
+    """Split that is read."""
+
+    data_files: str | list[str] | None = None
+    """Files for a builder such as "json" or "text"."""
+
+    streaming: bool = True
+    """Read the data set as a stream instead of downloading it first."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(DatasetKind):
+            raise ConfigError(f"Data set kind {self.kind!r} is unknown. Use one of {', '.join(get_args(DatasetKind))}.")
+        if self.weight is not None and not self.weight > 0:
+            raise ConfigError(f"Data set {self.title!r} has weight {self.weight}: weights are positive shares.")
+        if self.chat_template is not None and self.kind not in ("auto", "chat"):
+            raise ConfigError(f"Data set {self.title!r} is {self.kind!r} but has a chat_template. Set kind='chat'.")
+
+    @property
+    def title(self) -> str:
+        """The label, or what stands in for it."""
+        return self.label or self.path.rstrip("/").rsplit("/", 1)[-1] or "data"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetConfig:
+        """The data set that a mapping of its fields describes.
+
+        Raises:
+            ConfigError: An unknown field.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"Data set has an unknown field {key!r}.{hint} Known fields: {', '.join(known)}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SequenceFormat:
+    """How documents become sequences: SAELens's own options."""
+
+    context_size: int
+    prepend_bos: bool = True
+    sequence_separator_token: int | Literal["bos", "eos", "sep"] | None = "bos"
+    disable_concat_sequences: bool = False
+
+
+def mixture_weights(configs: Sequence[DatasetConfig]) -> list[float]:
+    """The shares of the data sets: as given, or equal ones if none is given.
+
+    Raises:
+        ConfigError: Some data sets have a weight and others none, weights that do not add up to 1, or equal labels.
+    """
+    titles = [config.title for config in configs]
+    twice = sorted({t for t in titles if titles.count(t) > 1})
+    if twice:
+        raise ConfigError(f"Two data sets are called {', '.join(map(repr, twice))}. Give each a label of its own.")
+    given = [config.weight for config in configs if config.weight is not None]
+    if not given:
+        return [1 / len(configs)] * len(configs)
+    shares = ", ".join(f"{config.title}: {config.weight}" for config in configs)
+    if len(given) != len(configs):
+        raise ConfigError(f"Some data sets have a weight and some have none ({shares}). Give each a weight or none.")
+    if abs(sum(given) - 1) > 1e-6:
+        raise ConfigError(
+            f"The weights of the data sets add up to {sum(given):g}, not 1 ({shares}). They are shares of the tokens: "
+            f"divide each by {sum(given):g} if you meant proportions."
+        )
+    return given
+
+
+def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
+    """Open one data set with the `datasets` library.
+
+    Raises:
+        ConfigError: There is no path.
+        NotFoundError: The library finds no such data set.
+    """
+    if not config.path:
+        raise ConfigError("A data set has no path. Set dataset_path, or a path for each entry of datasets.")
+    try:
+        if (Path(config.path) / "state.json").is_file():
+            return cast(Dataset, load_from_disk(config.path))
+        if (Path(config.path) / "dataset_dict.json").is_file():
+            return cast(Dataset, load_from_disk(config.path)[config.split])
+        loaded = load_dataset(
+            config.path, config.name, split=config.split, data_files=config.data_files, streaming=config.streaming
+        )
+    except (FileNotFoundError, ConnectionError) as error:
+        raise NotFoundError(f"Data set {config.path!r} cannot be opened: {error}") from error
+    return cast("Dataset | IterableDataset", loaded)
+
+
+def packed_sequences(
+    documents: Dataset | IterableDataset, config: DatasetConfig, tokenizer: Any, form: SequenceFormat
+) -> IterableDataset:
+    """The data set as a stream of `{"input_ids": context_size token ids}`.
+
+    Documents are packed by SAELens's `concat_and_batch_sequences`, 1,000 at a time; the few tokens that do not fill a
+    sequence at the end of such a batch are dropped. Rows that are already tokenized are cut to `context_size`.
+
+    Raises:
+        DataError: No column to read, documents of another kind than configured, or tokenized rows that are too short.
+    """
+    documents = documents.with_format(None)
+    first = next(iter(documents), None)
+    if first is None:
+        raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
+    kind, column = _kind_and_column(cast("dict[str, Any]", first), config)
+    columns = list(cast("dict[str, Any]", first))
+    if kind == "tokens":
+        n_tokens = len(cast("dict[str, Any]", first)[column])
+        if n_tokens < form.context_size:
+            raise DataError(
+                f"Data set {config.title!r} is tokenized in rows of {n_tokens} tokens, fewer than "
+                f"context_size={form.context_size}. Lower context_size or tokenize it anew."
+            )
+    elif tokenizer is None:
+        raise DataError(
+            f"Data set {config.title!r} holds {kind}, but the models have no tokenizer. Load models with a tokenizer or "
+            "give a tokenized data set (a column of token ids called 'input_ids')."
+        )
+    stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
+
+    def pack(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        rows = batch[column]
+        if kind == "tokens":
+            cut = (list(row[: form.context_size]) for row in rows)
+            return {"input_ids": [row for row in cut if len(row) == form.context_size]}
+        texts = _chats_as_texts(rows, config, tokenizer) if kind == "chat" else rows
+        return {"input_ids": list(_packed(texts, tokenizer, form))}
+
+    return stream.map(pack, batched=True, batch_size=_DOCUMENTS_A_BATCH, remove_columns=columns)
+
+
+def mix(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int) -> IterableDataset:
+    """One stream that draws whole sequences by weight; short data sets are repeated until the longest was read once."""
+    if len(streams) == 1:
+        return streams[0]
+    return interleave_datasets(
+        list(streams), probabilities=list(weights), seed=seed, stopping_strategy="all_exhausted"
+    )
+
+
+def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Iterator[list[int]]:
+    if not texts:
+        return
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    separator = get_special_token_from_cfg(form.sequence_separator_token, tokenizer)
+    sequences = concat_and_batch_sequences(
+        tokens_iterator=(torch.tensor(row, dtype=torch.long) for row in ids),
+        context_size=form.context_size,
+        begin_batch_token_id=tokenizer.bos_token_id if form.prepend_bos else None,
+        begin_sequence_token_id=None,
+        sequence_separator_token_id=separator,
+        disable_concat_sequences=form.disable_concat_sequences,
+    )
+    for sequence in sequences:
+        yield cast(Tensor, sequence).tolist()
+
+
+def _kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, str]:
+    wanted = list(_COLUMNS) if config.kind == "auto" else [config.kind]
+    if config.chat_template is not None:
+        wanted = ["chat"]
+    if config.column is not None:
+        if config.column not in row:
+            raise DataError(
+                f"Data set {config.title!r} has no column {config.column!r}. It has {', '.join(map(repr, row))}."
+            )
+        return (wanted[0] if len(wanted) == 1 else _kind_of(row[config.column], config)), config.column
+    for kind in wanted:
+        for column in _COLUMNS[kind]:
+            if column in row:
+                return kind, column
+    usual = ", ".join(repr(c) for kind in wanted for c in _COLUMNS[kind])
+    raise DataError(
+        f"Data set {config.title!r} has none of the usual columns ({usual}). Set column to one of "
+        f"{', '.join(map(repr, row))}."
+    )
+
+
+def _kind_of(value: Any, config: DatasetConfig) -> str:
+    if isinstance(value, str):
+        return "text"
+    if len(value) > 0 and isinstance(value[0], int):
+        return "tokens"
+    if len(value) > 0 and isinstance(value[0], Mapping):
+        return "chat"
+    raise DataError(
+        f"Column {config.column!r} of data set {config.title!r} is neither text nor token ids nor a chat: "
+        f"{str(value)[:80]!r}. Set kind and column."
+    )
+
+
+def _chats_as_texts(chats: Sequence[Any], config: DatasetConfig, tokenizer: Any) -> list[str]:
+    template = config.chat_template or getattr(tokenizer, "chat_template", None)
+    if template is None:
+        raise DataError(
+            f"Data set {config.title!r} is a chat, but the tokenizer has no chat template. Set chat_template to a Jinja "
+            "string, such as the chat model's own."
+        )
+    texts: list[str] = []
+    for chat in chats:
+        for message in chat:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(cast("Mapping[str, Any]", message)):
+                raise DataError(
+                    f"Data set {config.title!r} has a chat message without 'role' and 'content': "
+                    f"{str(cast(object, message))[:120]!r}. Rename its fields before training."
+                )
+        texts.append(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
+    return texts

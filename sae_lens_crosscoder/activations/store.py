@@ -1,0 +1,386 @@
+"""The activation store: the same tokens through all models, their activations side by side, shuffled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from datasets import Dataset, IterableDataset
+from jaxtyping import Float, Int
+from sae_lens import ActivationsStore
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import get_special_token_ids, str_to_dtype
+from sae_lens_crosscoder.activations.datasets import (
+    DatasetConfig,
+    SequenceFormat,
+    load_documents,
+    mix,
+    mixture_weights,
+    packed_sequences,
+)
+from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
+from sae_lens_crosscoder.errors import ConfigError, DataError
+from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
+
+Documents = Dataset | IterableDataset
+"""One opened data set: one split, in memory or streamed."""
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How a store harvests, drops and shuffles. Tokens are counted after BOS and special tokens were dropped."""
+
+    sequence_format: SequenceFormat
+    """How documents become sequences."""
+
+    batch_size_tokens: int = 4096
+    """Tokens of a training batch."""
+
+    batch_size_prompts: int = 32
+    """Sequences that go through the models at once."""
+
+    buffer_tokens: int = 524_288
+    """Tokens in the shuffle buffer: more mix better and take more memory."""
+
+    mix_fraction: float = 0.5
+    """Share of the buffer that is kept for the next shuffle; 0 does not shuffle."""
+
+    dtype: str = "float32"
+    """Dtype of the batches."""
+
+    buffer_dtype: str | None = None
+    """Dtype in the buffer; None is `dtype`. "bfloat16" halves the memory."""
+
+    device: str = "cpu"
+    """Where the buffer and the batches live."""
+
+    seed: int = 42
+    """Seed of the shuffle and of the mixture."""
+
+    excluded_tokens: tuple[int, ...] = ()
+    """Token ids whose activations are dropped."""
+
+    max_norm_multiple: float | None = None
+    """Drop tokens whose norm, in any source, is above this multiple of the batch's median norm; None keeps all."""
+
+    n_eval_sequences: int = 0
+    """Sequences at the head of each data set that are held out of training for evaluation."""
+
+    seqpos_slice: tuple[int | None, ...] = (None,)
+    """Positions of each sequence that are used, as the arguments of `slice`."""
+
+    autocast_lm: bool = False
+    """Run the models in bfloat16 autocast."""
+
+    cached_activations_path: str | None = None
+    """Folder written by SAELens's CacheActivationsRunner; None runs the models."""
+
+    n_kept_batches: int = 0
+    """Latest batches that are remembered, so that a checkpoint can save those a prefetcher holds unconsumed."""
+
+
+class DescribesStore(Protocol):
+    """A run's configuration, as far as the store reads it."""
+
+    @property
+    def dataset_configs(self) -> Sequence[DatasetConfig]:
+        """The data sets of the mixture."""
+        ...
+
+    def store_config(self, tokenizer: Any) -> StoreConfig:
+        """How activations are harvested, dropped and shuffled."""
+        ...
+
+
+class PairedActivationsStore(ActivationsStore):
+    """A SAELens `ActivationsStore` over a joint model: the same tokens through all models, one row a token.
+
+    Tokens in `excluded_tokens` (BOS and special tokens by default) are dropped, as are norm outliers on request. Each
+    source's activations are written once, straight into a preallocated pool (`ShuffleBuffer`), and gathered once into
+    a batch. The order of the batches is that of SAELens's store with the same data and random numbers.
+
+    Args:
+        model: The joint model.
+        documents: The data sets, opened, in the order of `datasets`.
+        datasets: What each data set is and its share.
+        cfg: How activations are harvested, dropped and shuffled.
+
+    Raises:
+        DataError: A data set that is empty or too small for one forward pass and the held-out sequences.
+        ConfigError: Weights that do not add up, or a buffer that is smaller than a batch.
+    """
+
+    model: JointModel  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        model: JointModel,
+        documents: Sequence[Documents],
+        datasets: Sequence[DatasetConfig],
+        cfg: StoreConfig,
+    ) -> None:
+        weights = mixture_weights(datasets)
+        packed = [
+            packed_sequences(data, config, model.tokenizer, cfg.sequence_format)
+            for data, config in zip(documents, datasets, strict=True)
+        ]
+        self.dataset_labels = [config.title for config in datasets]
+        self.dataset_weights = weights
+        self.eval_sequences: dict[str, Int[Tensor, "n_sequences context"]] = {
+            config.title: _head(stream, config.title, cfg) for stream, config in zip(packed, datasets, strict=True)
+        }
+        training = [stream.skip(cfg.n_eval_sequences) for stream in packed] if cfg.n_eval_sequences else packed
+        with warnings.catch_warnings():
+            # The mixture is tokenized by now; SAELens's advice to pre-tokenize does not apply to it.
+            warnings.filterwarnings("ignore", message="pretokenized dataset has context_size")
+            super().__init__(
+                model=model,
+                dataset=mix(training, weights, cfg.seed),
+                streaming=True,
+                hook_name=JOINT_HOOK_NAME,
+                hook_head_index=None,
+                context_size=cfg.sequence_format.context_size,
+                d_in=model.sources.d_in,
+                n_batches_in_buffer=max(1, cfg.buffer_tokens // cfg.sequence_format.context_size),
+                total_training_tokens=0,
+                store_batch_size_prompts=cfg.batch_size_prompts,
+                train_batch_size_tokens=cfg.batch_size_tokens,
+                prepend_bos=cfg.sequence_format.prepend_bos,
+                normalize_activations="none",
+                device=torch.device(cfg.device),
+                dtype=cfg.dtype,
+                cached_activations_path=cfg.cached_activations_path,
+                seqpos_slice=cfg.seqpos_slice,
+                autocast_lm=cfg.autocast_lm,
+                exclude_special_tokens=_excluded(cfg),
+                activations_mixing_fraction=cfg.mix_fraction,
+            )
+        self.cfg = cfg
+        self.generator = torch.Generator().manual_seed(cfg.seed)
+        self.buffer = self._new_buffer()
+        self.n_batches_served = 0
+        self._kept_batches: deque[Tensor] = deque(maxlen=cfg.n_kept_batches)
+        self._returned_batches: deque[Tensor] = deque()
+
+    @classmethod
+    @override
+    def from_config(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        model: JointModel,
+        cfg: DescribesStore,
+        override_dataset: Documents | Mapping[str, Documents] | None = None,
+    ) -> PairedActivationsStore:
+        """The store that a runner configuration describes.
+
+        Args:
+            model: The joint model.
+            cfg: The run's configuration.
+            override_dataset: Data sets in memory: one, or one for each label of `cfg.datasets`.
+
+        Raises:
+            ConfigError: Labels of `override_dataset` that are not those of `cfg.datasets`.
+        """
+        datasets, documents = _open(cfg.dataset_configs, override_dataset)
+        return cls(model, documents, datasets, cfg.store_config(model.tokenizer))
+
+    def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_part"]]:
+        """Activations of the tokens, one tensor for each part of the joint activation, not yet concatenated."""
+        with torch.autocast(self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_lm):
+            activations = self.model.source_activations(tokens)
+            if self.model.sources.combine == "difference":
+                return [self.model.join(activations)]
+            return activations
+
+    @override
+    @torch.no_grad()
+    def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
+        """The joint activations of the tokens, in the dtype of the models."""
+        parts = self.harvest(batch_tokens)
+        return torch.cat([part.to(self.device) for part in parts], dim=-1)[:, slice(*self.seqpos_slice)]
+
+    @override
+    @torch.no_grad()
+    def get_data_loader(self) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Endless stream of shuffled training batches."""
+        while True:
+            if self._returned_batches:
+                batch = self._returned_batches.popleft()
+            else:
+                while self.buffer.n_batches_ready == 0:
+                    self.buffer.add(self._next_parts())
+                    if self.buffer.is_filled:
+                        self.buffer.shuffle()
+                batch = self.buffer.next_batch(self.dtype)
+            self.n_batches_served += 1
+            self._kept_batches.append(batch)
+            yield batch
+
+    def _next_parts(self) -> list[Float[Tensor, "n_rows d_part"]]:
+        """One forward pass of rows, without the tokens that are dropped; begins anew when the data set ends."""
+        if self.cached_activation_dataset is not None:
+            return [self._next_cached_rows()]
+        try:
+            tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
+        except StopIteration:
+            warnings.warn(
+                "All samples in the training dataset have been exhausted, beginning new epoch.", stacklevel=2
+            )
+            tokens = self.get_batch_tokens(move_to_model_device=False)
+        positions = slice(*self.seqpos_slice)
+        parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in self.harvest(tokens)]
+        keep = self._kept_rows(tokens[:, positions].reshape(-1), parts)
+        if keep is None:
+            return parts
+        return [part.index_select(0, keep.to(part.device)) for part in parts]
+
+    def _next_cached_rows(self) -> Float[Tensor, "n_rows d_in"]:
+        try:
+            return self.get_filtered_llm_batch(raise_on_epoch_end=True)
+        except StopIteration:
+            return self.get_filtered_llm_batch()
+
+    def _kept_rows(self, tokens: Int[Tensor, " n"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
+        """The rows that stay; None if all do."""
+        keep = torch.ones(len(tokens), dtype=torch.bool)
+        if self.exclude_special_tokens is not None:
+            keep &= ~torch.isin(tokens.cpu(), self.exclude_special_tokens.cpu())
+        if self.cfg.max_norm_multiple is not None:
+            for part in parts:
+                norms = part.float().norm(dim=-1).cpu()
+                keep &= norms <= self.cfg.max_norm_multiple * norms[keep].median()
+        return None if bool(keep.all()) else keep.nonzero().flatten()
+
+    def _new_buffer(self) -> ShuffleBuffer:
+        return ShuffleBuffer(
+            n_tokens=self.cfg.buffer_tokens,
+            n_added_tokens=self.cfg.batch_size_prompts * self.training_context_size,
+            d_in=self.d_in,
+            batch_size=self.train_batch_size_tokens,
+            mix_fraction=self.activations_mixing_fraction,
+            dtype=str_to_dtype(self.cfg.buffer_dtype or self.cfg.dtype),
+            device=self.device,
+            generator=self.generator,
+        )
+
+    @override
+    def save(self, file_path: str, n_unconsumed: int = 0) -> None:
+        """Save the position in the data, the buffer and the random numbers, so that a run goes on as if unbroken.
+
+        Args:
+            file_path: A safetensors file.
+            n_unconsumed: Batches that were taken from the store but not yet trained on (held by a prefetcher).
+
+        Raises:
+            ConfigError: More unconsumed batches than `n_kept_batches`.
+        """
+        if n_unconsumed > len(self._kept_batches):
+            raise ConfigError(
+                f"{n_unconsumed} batches were taken from the store and not trained on, but it remembers only "
+                f"{len(self._kept_batches)}. Raise n_kept_batches to the prefetcher's size plus 2."
+            )
+        tensors = {
+            **self.buffer.state_dict(),
+            **super().state_dict(),
+            "generator_state": self.generator.get_state(),
+            "n_batches_served": torch.tensor(self.n_batches_served - n_unconsumed),
+        }
+        if n_unconsumed:
+            tensors["unconsumed"] = torch.stack(list(self._kept_batches)[-n_unconsumed:])
+        position: Any = {"row": self.current_row_idx} if self.cached_activation_dataset is not None else None
+        if position is None:
+            position = cast("IterableDataset", self.dataset).state_dict()
+        save_file(tensors, file_path, metadata={"position": json.dumps(position)})
+
+    @override
+    def load(self, file_path: str) -> None:
+        """Go on where `save` stopped.
+
+        Raises:
+            ConfigError: The file is not that of a `PairedActivationsStore`, or of one with another buffer.
+        """
+        with safe_open(file_path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "position" not in metadata:
+                raise ConfigError(
+                    f"{file_path} was not written by a PairedActivationsStore: it has no position in the data. Resume "
+                    "from a checkpoint of CrosscoderTrainingRunner."
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.buffer.load_state_dict(state)
+        self.generator.set_state(state["generator_state"])
+        self.n_dataset_processed = int(state["n_dataset_processed"])
+        self.n_batches_served = int(state["n_batches_served"])
+        self._returned_batches = deque(state["unconsumed"].to(self.device)) if "unconsumed" in state else deque()
+        position = json.loads(metadata["position"])
+        if self.cached_activation_dataset is not None:
+            self.current_row_idx = position["row"]
+        else:
+            cast("IterableDataset", self.dataset).load_state_dict(position)
+            self.iterable_sequences = self._iterate_tokenized_sequences()
+        self._dataloader = None
+
+
+def _excluded(cfg: StoreConfig) -> Tensor | None:
+    return torch.tensor(cfg.excluded_tokens, dtype=torch.long, device=cfg.device) if cfg.excluded_tokens else None
+
+
+def _head(stream: IterableDataset, title: str, cfg: StoreConfig) -> Int[Tensor, "n_sequences context"]:
+    """The held-out sequences; raises if not even one forward pass is left for training."""
+    needed = cfg.n_eval_sequences + cfg.batch_size_prompts
+    rows = [row["input_ids"] for row in stream.take(needed)]
+    if len(rows) < needed:
+        raise DataError(
+            f"Data set {title!r} gives {len(rows)} full sequences of {cfg.sequence_format.context_size} tokens, but "
+            f"{cfg.n_eval_sequences} are held out for evaluation and {cfg.batch_size_prompts} go through the models at "
+            "once. Use more data, or lower context_size, n_eval_batches or store_batch_size_prompts."
+        )
+    held_out = rows[: cfg.n_eval_sequences]
+    return torch.tensor(held_out, dtype=torch.long).reshape(len(held_out), cfg.sequence_format.context_size)
+
+
+def _open(
+    configs: Sequence[DatasetConfig], override: Documents | Mapping[str, Documents] | None
+) -> tuple[Sequence[DatasetConfig], list[Documents]]:
+    if override is None:
+        return configs, [load_documents(config) for config in configs]
+    given: Mapping[str, Documents]
+    given = {configs[0].title: override} if isinstance(override, Documents) else override
+    titles = [config.title for config in configs]
+    if len(configs) == 1 and not configs[0].path and not configs[0].label:
+        return [DatasetConfig(label=label) for label in given], list(given.values())
+    if set(given) != set(titles):
+        raise ConfigError(
+            f"override_dataset has the data sets {', '.join(map(repr, given))}, but the configuration describes "
+            f"{', '.join(map(repr, titles))}. Give one data set for each label."
+        )
+    return configs, [given[title] for title in titles]
+
+
+def excluded_token_ids(excluded: bool | Sequence[int], tokenizer: Any) -> tuple[int, ...]:
+    """The ids that `exclude_special_tokens` of a SAELens configuration means.
+
+    True means BOS, EOS, padding and separator. The tokens of chat templates are kept, as SAELens keeps them: much of
+    what chat fine-tuning changes happens on them.
+
+    Raises:
+        ConfigError: All special tokens are to be dropped, but there is no tokenizer that knows them.
+    """
+    if isinstance(excluded, bool):
+        if not excluded:
+            return ()
+        if tokenizer is None:
+            raise ConfigError(
+                "exclude_special_tokens=True needs a tokenizer to know BOS and the special tokens. Give their ids as a "
+                "list, or False to keep all tokens."
+            )
+        return tuple(sorted(get_special_token_ids(tokenizer)))
+    return tuple(excluded)

@@ -1,0 +1,320 @@
+"""Several hooked models as one: a `JointModel` has one hook point, where the activations of all sources flow.
+
+`JointModel.view(label)` is the same joint hook continued by one model only, so that SAELens's `run_evals` measures that
+model with the crosscoder's reconstruction spliced in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+from transformer_lens.hook_points import HookedRootModule, HookPoint
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
+from sae_lens_crosscoder.errors import MissingDependencyError, ShapeError, SourceError
+from sae_lens_crosscoder.sources import Source, Sources
+from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
+
+JOINT_HOOK_NAME = "blocks.0.hook_resid_joint"
+"""The joint hook point. It is that of a one-block model, so `stop_at_layer=1` means "stop after it" to every tool."""
+
+
+class _JointBlock(nn.Module):
+    """The one block of a joint model: nothing but the joint hook point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_resid_joint = HookPoint()
+
+
+class _JointHookedModule(HookedRootModule):
+    """What a joint model and its views share: the joint hook point, and what SAELens asks a model for."""
+
+    def __init__(self, tokenizer: Any, device: torch.device, d_vocab: int | None, model_name: str) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.blocks = nn.ModuleList([_JointBlock()])
+        self.cfg = SimpleNamespace(device=device, d_vocab=d_vocab, model_name=model_name, n_layers=1)
+        self.setup()
+
+    @property
+    def joint_hook(self) -> HookPoint:
+        """The hook point that joint activations flow through."""
+        return cast(_JointBlock, self.blocks[0]).hook_resid_joint
+
+
+class JointModel(_JointHookedModule):
+    """N hooked models as one hooked model (`JOINT_HOOK_NAME`), each read at its source's hook.
+
+    The joint activation has shape (batch, position, d_in), `d_in` being the sum of the sources' widths (or the common
+    width for a difference). Sources on one model share one forward pass, and every model stops at the last layer that
+    is read. Models are held by reference, not as submodules: TransformerLens would rename their hook points.
+
+    Args:
+        sources: What is read, in the order of the columns.
+        models: One hooked model a source, in the same order; sources on one model pass the same object.
+        device: Where joint activations are assembled; the first model's device by default.
+
+    Raises:
+        SourceError: Another number of models than of sources, or a hook that a model does not have.
+        ShapeError: A source's width is not that of its activations.
+        VocabularyError: Tokenizers that differ.
+    """
+
+    def __init__(
+        self, sources: Sources, models: Sequence[HookedRootModule], device: torch.device | str | None = None
+    ) -> None:
+        if len(models) != len(sources):
+            raise SourceError(
+                f"{len(models)} models were given for {len(sources)} sources ({', '.join(sources.labels)}). Give one "
+                "model for each source; sources on one model pass the same object."
+            )
+        for source, model in zip(sources, models, strict=True):
+            _check_hook(source, model)
+        tokenizers = [(s.label, getattr(m, "tokenizer", None)) for s, m in zip(sources, models, strict=True)]
+        check_shared_vocabulary(tokenizers)
+        super().__init__(
+            tokenizer=_preferred_tokenizer([tokenizer for _, tokenizer in tokenizers]),
+            device=torch.device(device) if device is not None else _input_device(models[0]),
+            d_vocab=getattr(getattr(models[0], "cfg", None), "d_vocab", None),
+            model_name="+".join(dict.fromkeys(source.model_name for source in sources)),
+        )
+        self.sources = sources
+        # A tuple, because nn.Module would register models it finds in attributes or lists of modules.
+        self.source_models: tuple[HookedRootModule, ...] = tuple(models)
+        self._check_widths()
+
+    @classmethod
+    def from_pretrained(cls, sources: Sources, device: str | torch.device = "cpu") -> JointModel:
+        """Load every model that the sources name, each once, with SAELens's loader.
+
+        Args:
+            sources: What is read. A source's own `device` wins over `device`.
+            device: Where models live whose source names no device, and where joint activations are assembled.
+
+        Raises:
+            SourceError: A model class that is unknown.
+        """
+        hooks: dict[tuple[Any, ...], list[str]] = {}
+        for source in sources:
+            hooks.setdefault(source.model_key, []).append(source.hook_name)
+        loaded: dict[tuple[Any, ...], HookedRootModule] = {}
+        for source in sources:
+            if source.model_key not in loaded:
+                loaded[source.model_key] = _load(source, hooks[source.model_key], str(source.device or device))
+        return cls(sources, [loaded[source.model_key] for source in sources], device)
+
+    def view(self, label: str) -> JointModelView:
+        """The model of one source, continued from the joint hook.
+
+        It returns that model's logits and loss, and a hook at `JOINT_HOOK_NAME` that replaces the joint activations
+        patches this model with its slice. For a difference the patch is `base + new_difference` for the second
+        source and `finetuned - new_difference` for the first.
+
+        Raises:
+            SourceError: No source has this label.
+        """
+        return JointModelView(self, self.sources.position(label))
+
+    @torch.no_grad()
+    def source_activations(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_source"]]:
+        """The activations of each source for the same tokens, each on its own model's device, without gradients."""
+        by_model: dict[int, list[int]] = {}
+        for i, model in enumerate(self.source_models):
+            by_model.setdefault(id(model), []).append(i)
+        activations: dict[int, Tensor] = {}
+        for positions in by_model.values():
+            model = self.source_models[positions[0]]
+            captured = _capture(model, tokens, [self.sources[i].hook_name for i in positions])
+            for i in positions:
+                activations[i] = captured[self.sources[i].hook_name]
+        return [activations[i] for i in range(len(self.sources))]
+
+    def join(self, activations: Sequence[Float[Tensor, "batch pos d_source"]]) -> Float[Tensor, "batch pos d_in"]:
+        """One joint activation from those of the sources, on the joint model's device."""
+        here = [a.to(self.cfg.device) for a in activations]
+        if self.sources.combine == "difference":
+            return here[1] - here[0]
+        return torch.cat(here, dim=-1)
+
+    @override
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        return_type: str | None = None,
+        stop_at_layer: int | None = None,
+        **_: Any,
+    ) -> Float[Tensor, "batch pos d_in"]:
+        """The joint activation of the tokens.
+
+        Raises:
+            SourceError: Logits or a loss are asked for; several models have several, `view(label)` gives one's.
+        """
+        if stop_at_layer is None and return_type is not None:
+            raise SourceError(
+                f"A joint model of {len(self.sources)} sources has no single {return_type}. Use "
+                f"joint_model.view(label), with label one of {', '.join(map(repr, self.sources.labels))}."
+            )
+        return self.joint_hook(self.join(self.source_activations(tokens)))
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens of a text, by the first model that has a tokenizer (all share one vocabulary)."""
+        for model in self.source_models:
+            if getattr(model, "tokenizer", None) is not None:
+                return cast(Tensor, cast(Any, model).to_tokens(*args, **kwargs))
+        raise SourceError("No model of this joint model has a tokenizer. Give tokens, or models with a tokenizer.")
+
+    def compile_models(self, mode: str | None = None) -> None:
+        """Compile the forward pass of every model with `torch.compile`."""
+        for model in {id(m): m for m in self.source_models}.values():
+            model.forward = torch.compile(model.forward, mode=mode)
+
+    def _check_widths(self) -> None:
+        activations = self.source_activations(torch.zeros(1, 2, dtype=torch.long))
+        for source, acts in zip(self.sources, activations, strict=True):
+            if acts.shape[-1] != source.d_in:
+                raise ShapeError(
+                    f"Source {source.label!r} has d_in={source.d_in}, but {source.model_name!r} is {acts.shape[-1]} "
+                    f"wide at {source.hook_name!r}. Set d_in={acts.shape[-1]}."
+                )
+
+
+class JointModelView(_JointHookedModule):
+    """One model of a joint model, continued from the joint hook. Made by `JointModel.view`."""
+
+    def __init__(self, joint: JointModel, position: int) -> None:
+        source, model = joint.sources[position], joint.source_models[position]
+        d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+        super().__init__(joint.tokenizer, joint.cfg.device, d_vocab, source.model_name)
+        # In a tuple for the same reason as JointModel.source_models.
+        self._joint = (joint,)
+        self.source = source
+
+    @property
+    def source_model(self) -> HookedRootModule:
+        """The model whose logits this view returns."""
+        joint = self._joint[0]
+        return joint.source_models[joint.sources.position(self.source.label)]
+
+    @override
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        return_type: str | None = "logits",
+        stop_at_layer: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What the source's model returns for the tokens, patched by the hooks on the joint hook point.
+
+        With `stop_at_layer` (or `return_type=None`) the joint activation itself.
+        """
+        joint = self._joint[0]
+        stops = stop_at_layer is not None or return_type is None
+        if not stops and not self.joint_hook.fwd_hooks:
+            # Nothing reads or replaces the joint activation: the other models need not run.
+            return self.source_model(tokens, return_type=return_type, **kwargs)
+        activations = joint.source_activations(tokens)
+        joined = self.joint_hook(joint.join(activations))
+        if stops:
+            return joined
+        patch = self._patch(joined, activations)
+
+        def replace(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001
+            return patch.to(activation).reshape(activation.shape)
+
+        return self.source_model.run_with_hooks(
+            tokens, return_type=return_type, fwd_hooks=[(self.source.hook_name, replace)], **kwargs
+        )
+
+    def _patch(self, joined: Tensor, activations: Sequence[Tensor]) -> Tensor:
+        sources = self._joint[0].sources
+        if sources.combine == "concat":
+            return joined[..., sources.columns(self.source.label)]
+        base, finetuned = (a.to(joined.device) for a in activations)
+        return base + joined if sources.position(self.source.label) == 1 else finetuned - joined
+
+
+def _load(source: Source, hook_names: list[str], device: str) -> HookedRootModule:
+    if source.model_class_name == "TransformerBridge":
+        try:
+            from transformer_lens.model_bridge import TransformerBridge
+        except ImportError as error:
+            raise MissingDependencyError(
+                "model_class_name='TransformerBridge' needs TransformerLens 3: pip install 'transformer-lens>=3,<4'"
+            ) from error
+        boot = cast("Callable[..., Any]", TransformerBridge.boot_transformers)
+        return boot(source.model_name, device=device, **source.model_from_pretrained_kwargs)
+    classes = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
+    if source.model_class_name not in classes:
+        raise SourceError(
+            f"Source {source.label!r} has model_class_name={source.model_class_name!r}. Use one of "
+            f"{', '.join((*classes, 'TransformerBridge'))}."
+        )
+    kwargs = dict(source.model_from_pretrained_kwargs)
+    if source.model_class_name == "HookedTransformer":
+        # What SAELens's runner passes when nothing is said: weights stay as they were trained.
+        kwargs.setdefault("center_writing_weights", False)
+    restrict = list(dict.fromkeys(hook_names)) if source.model_class_name == "AutoModelForCausalLM" else None
+    try:
+        return load_model(source.model_class_name, source.model_name, device, kwargs, hook_names=restrict)
+    except ValueError as error:
+        if "hook_names not found" in str(error):
+            raise SourceError(
+                f"{source.model_name!r} has no module {source.hook_name!r} to read source {source.label!r} at. Print "
+                "dict(model.named_modules()) for the names that it has."
+            ) from error
+        raise
+
+
+def _check_hook(source: Source, model: HookedRootModule) -> None:
+    known = cast("Mapping[str, Any]", model.hook_dict)
+    if source.hook_name not in known:
+        near = difflib.get_close_matches(source.hook_name, list(known), n=3)
+        hint = f"Did you mean {', '.join(map(repr, near))}?" if near else "See model.hook_dict for its hook points."
+        raise SourceError(
+            f"{source.model_name!r} has no hook {source.hook_name!r} to read source {source.label!r} at. {hint}"
+        )
+
+
+def _capture(model: HookedRootModule, tokens: Tensor, hook_names: list[str]) -> dict[str, Tensor]:
+    """Activations at the hooks, flattened to (batch, position, width); the model stops once it has them all."""
+    tokens = tokens.to(_input_device(model))
+    names = list(dict.fromkeys(hook_names))
+    if isinstance(model, HookedTransformer) and len(names) == 1 and (stop := _residual_stop(model, names[0])) is not None:
+        # The residual stream before a layer is what the model returns when it stops there. TransformerLens fires
+        # hook_resid_pre only inside the layer, so reading the hook would run one layer too many.
+        return {names[0]: model(tokens, stop_at_layer=stop, return_type=None, prepend_bos=False)}
+    layers = [extract_layer_from_tlens_hook_name(name) for name in names]
+    stop = None if None in layers else 1 + max(layer for layer in layers if layer is not None)
+    _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=stop, prepend_bos=False)
+    return {name: cache[name].flatten(2) for name in names}
+
+
+def _residual_stop(model: HookedTransformer, hook_name: str) -> int | None:
+    """The layer to stop at if its input is all that is read and no other hook would change it."""
+    parts = hook_name.split(".")
+    if len(parts) != 3 or parts[0] != "blocks" or parts[2] != "hook_resid_pre" or model.hook_dict[hook_name].fwd_hooks:
+        return None
+    return int(parts[1])
+
+
+def _input_device(model: HookedRootModule) -> torch.device:
+    """Where a model wants its tokens: the device of its input embedding."""
+    embedding = getattr(model, "W_E", None)
+    if isinstance(embedding, Tensor):
+        return embedding.device
+    return next(model.parameters()).device
+
+
+def _preferred_tokenizer(tokenizers: Sequence[Any]) -> Any:
+    """The first tokenizer with a chat template, else the first: a base model's often has none, the chat model's has."""
+    present = [t for t in tokenizers if t is not None]
+    return next((t for t in present if getattr(t, "chat_template", None)), present[0] if present else None)

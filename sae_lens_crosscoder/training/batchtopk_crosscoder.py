@@ -1,0 +1,181 @@
+"""The BatchTopK crosscoder: the k * batch largest codes of a batch stay, by code times summed decoder norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import JumpReLUSAEConfig, SAEConfig
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+
+
+@dataclass(kw_only=True)
+class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
+    """Configuration of `BatchTopKTrainingCrosscoder`.
+
+    Raises:
+        ConfigError: A k that is not positive or larger than `d_sae`, or a `k_start` without the steps to anneal it.
+    """
+
+    k: float = 100
+    """Active latents a token, on average over a batch."""
+
+    k_start: float | None = None
+    """Active latents a token at the first step, annealed linearly to `k`; None is `k` from the start."""
+
+    k_annealing_steps: int = 0
+    """Steps until `k` is reached."""
+
+    topk_threshold_lr: float = 0.01
+    """Rate of the moving average of the smallest kept score, which becomes the inference threshold."""
+
+    aux_loss_coefficient: float = 1 / 32
+    """Weight of the loss that lets dead latents explain what the others leave; 0 is off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, k in (("k", self.k), ("k_start", self.k if self.k_start is None else self.k_start)):
+            if not 0 < k <= self.d_sae:
+                raise ConfigError(f"{name}={k} must be positive and at most the number of latents, d_sae={self.d_sae}.")
+        if self.k_start is not None and self.k_start != self.k and self.k_annealing_steps < 1:
+            raise ConfigError(
+                f"k_start={self.k_start} differs from k={self.k}, but k_annealing_steps={self.k_annealing_steps}: "
+                "k would stay at k_start for ever. Say over how many steps it is annealed."
+            )
+        if not 0 < self.topk_threshold_lr <= 1:
+            raise ConfigError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
+
+    def k_at(self, step: int) -> float:
+        """k(t) = k_start - (k_start - k) t / k_annealing_steps, and k from then on."""
+        if self.k_start is None or step >= self.k_annealing_steps:
+            return self.k
+        return self.k_start - (self.k_start - self.k) * step / self.k_annealing_steps
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "batchtopk_crosscoder"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return JumpReLUSAEConfig
+
+
+class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoderConfig]):
+    """BatchTopK crosscoder (Minder et al. 2025), saved as SAELens's `JumpReLUSAE`.
+
+    p = ReLU(x W_enc + b_enc) and score v = p * c with c the summed decoder norms. While training, the k * batch largest
+    scores of a batch stay: f = p there and 0 elsewhere (the codes are not scaled by c, only selected by it). At
+    inference f = p where v > theta, theta being the moving average of the smallest kept score, divided by the weight
+    that it has gathered so far: SAELens's average starts at 0 and is too low by (1 - rate)^t at step t, this is not.
+
+    loss = E_tokens[ sum over sources |x^s - x_hat^s|^2 ] + alpha * s * E_tokens[ |e - e_hat|^2 ], where e is the
+    detached residual, e_hat its reconstruction from the top min(d_in / 2, n_dead) dead latents by score, without bias,
+    and s = min(n_dead / (d_in / 2), 1) (Gao et al. 2024). The squared error is summed over the columns of all sources.
+
+    Saved thresholds are per latent, theta * n_j / c_j, in the units of the canonical weights.
+    """
+
+    topk_threshold: Float[Tensor, ""]
+    topk_threshold_weight: Float[Tensor, ""]
+
+    def __init__(self, cfg: BatchTopKTrainingCrosscoderConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.register_buffer("topk_threshold", torch.tensor(0.0, dtype=torch.float64, device=self.device))
+        self.register_buffer("topk_threshold_weight", torch.tensor(0.0, dtype=torch.float64, device=self.device))
+        self.current_k = cfg.k_at(0)
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {}
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "... d_in"]
+    ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
+        """Latent activations and pre-activations; selected over the batch in training mode, by threshold otherwise."""
+        sae_in = self.process_sae_in(x)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        acts = torch.relu(hidden_pre)
+        scores = (acts * self.decoder_norms()).detach()
+        kept = self._largest(scores) if self.training else scores > self.topk_threshold.to(scores.dtype)
+        return self.hook_sae_acts_post(acts * kept), hidden_pre
+
+    def _largest(self, scores: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
+        n_kept = int(self.current_k * scores.shape[:-1].numel())
+        indices = scores.flatten().topk(n_kept, sorted=False).indices
+        return torch.zeros_like(scores).flatten().index_fill_(0, indices, 1.0).reshape(scores.shape)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss; also moves the inference threshold."""
+        self.current_k = self.cfg.k_at(step_input.n_training_steps)
+        output = super().training_forward_pass(step_input)
+        self.update_topk_threshold(output.feature_acts)
+        output.metrics["topk_threshold"] = self.topk_threshold
+        output.metrics["k"] = self.current_k
+        return output
+
+    @torch.no_grad()
+    def update_topk_threshold(self, feature_acts: Float[Tensor, "batch d_sae"]) -> None:
+        """Move the threshold towards the smallest score that the batch kept."""
+        rate = self.cfg.topk_threshold_lr
+        scores = feature_acts.double() * self.decoder_norms().double()
+        smallest = torch.where(feature_acts > 0, scores, torch.inf).min()
+        weight = (1 - rate) * self.topk_threshold_weight + rate
+        average = (self.topk_threshold * self.topk_threshold_weight * (1 - rate) + smallest * rate) / weight
+        # A batch without a positive code says nothing about the threshold.
+        said = smallest.isfinite()
+        self.topk_threshold.copy_(torch.where(said, average, self.topk_threshold))
+        self.topk_threshold_weight.copy_(torch.where(said, weight, self.topk_threshold_weight))
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        """The AuxK loss on dead latents; 0 when none is dead."""
+        dead = step_input.dead_neuron_mask
+        n_dead = 0 if dead is None else int(dead.sum())
+        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
+        residual = (step_input.sae_in - sae_out).detach()
+        k_aux = min(self.cfg.d_in // 2, n_dead)
+        acts = torch.relu(hidden_pre[:, dead])
+        top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
+        codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
+        error = (codes @ self.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
+        scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
+        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}
+
+    @torch.no_grad()
+    def latent_thresholds(self) -> Float[Tensor, " d_sae"]:
+        """The threshold of every latent's pre-activation at inference, theta / c_j (0 for one that writes nothing).
+
+        Raises:
+            ConfigError: No training step was made, so there is no threshold.
+        """
+        if self.topk_threshold_weight == 0:
+            raise ConfigError(
+                "The BatchTopK crosscoder has no inference threshold yet: it is measured while training. Train it for at "
+                "least one step with active latents before saving it."
+            )
+        norms = self.decoder_norms()
+        return torch.where(norms > 0, self.topk_threshold.to(norms.dtype) / norms, torch.zeros_like(norms))
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """Canonical form, with the global threshold written as one JumpReLU threshold a latent."""
+        super().process_state_dict_for_saving_inference(state_dict)
+        del state_dict["topk_threshold"], state_dict["topk_threshold_weight"]
+        state_dict["threshold"] = self.latent_thresholds() * self.get_W_dec_norm()

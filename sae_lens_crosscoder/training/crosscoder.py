@@ -1,0 +1,203 @@
+"""What all crosscoder training architectures share: per-source decoder norms, initialisation and the canonical form.
+
+Only training knows about sources. What is saved for inference is a stock SAELens SAE over the raw joint activations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from jaxtyping import Float
+from sae_lens import TrainingSAE, TrainingSAEConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sae_lens_crosscoder.errors import ConfigError, ShapeError
+
+DecoderBiasInit = Literal["zeros", "geometric_median"]
+
+
+@dataclass(kw_only=True)
+class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
+    """What every crosscoder configuration has beside SAELens's own fields.
+
+    `normalize_activations="expected_average_only_in"` means here: *each source* is scaled to mean norm sqrt(its width).
+
+    Raises:
+        ConfigError: A normalisation that cannot be folded per source, or a bias initialisation that is unknown.
+    """
+
+    source_widths: list[int] = field(default_factory=list[int])
+    """Columns of `d_in` that belong to each source, in order. The runner fills it in from the sources."""
+
+    decoder_init_norm: float | None = 0.08
+    """Norm of each source's slice of every decoder row at the start; None keeps the random rows as they are drawn."""
+
+    b_dec_init: DecoderBiasInit = "zeros"
+    """Decoder bias at the start: zeros, or the geometric median of the first batch of activations."""
+
+    apply_b_dec_to_input: bool = False
+    """Subtract the decoder bias before encoding. Published crosscoders do not."""
+
+    normalize_activations: str = "expected_average_only_in"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """"expected_average_only_in" scales every source to mean norm sqrt(width), "none" leaves activations as they are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
+            raise ConfigError(
+                f"normalize_activations={self.normalize_activations!r} is not defined per source. Use "
+                "'expected_average_only_in' (each source to mean norm sqrt(width)) or 'none'."
+            )
+        if self.b_dec_init not in get_args(DecoderBiasInit):
+            raise ConfigError(
+                f"b_dec_init={self.b_dec_init!r} is unknown. Use one of {', '.join(get_args(DecoderBiasInit))}."
+            )
+        if self.d_sae < 1:
+            raise ConfigError(f"d_sae={self.d_sae} must be a positive number of latents.")
+        if self.source_widths:
+            check_widths(self.source_widths, self.d_in)
+
+
+T_TRAINING_CROSSCODER_CONFIG = TypeVar("T_TRAINING_CROSSCODER_CONFIG", bound=TrainingCrosscoderConfig)
+
+
+class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
+    """Base of the training crosscoders: a SAELens `TrainingSAE` whose decoder norm is a sum over sources.
+
+    The decoder norm of latent j is c_j = sum over sources s of g_s * |d_j^s|, where g_s is the activation scale that
+    was folded into the weights (1 while training): always the norm in the units that the crosscoder was trained in, so
+    that folding changes no code and no selection (Lindsey et al. 2024; Kissane et al. 2024).
+
+    Raises:
+        ShapeError: `source_widths` that do not add up to `d_in`.
+    """
+
+    b_enc: nn.Parameter
+    source_scales: Float[Tensor, " n_sources"]
+
+    def __init__(self, cfg: T_TRAINING_CROSSCODER_CONFIG, use_error_term: bool = False) -> None:
+        check_widths(cfg.source_widths, cfg.d_in)
+        super().__init__(cfg, use_error_term)
+        self.register_buffer("source_scales", torch.ones(len(cfg.source_widths), dtype=self.dtype, device=self.device))
+
+    @override
+    def initialize_weights(self) -> None:
+        """Random decoder rows with equal norms in every source, the encoder their transpose, zero biases."""
+        super().initialize_weights()
+        cfg = self.cfg
+        rows = torch.randn(cfg.d_sae, cfg.d_in, dtype=self.dtype, device=self.device)
+        if cfg.decoder_init_norm is not None:
+            slices = rows.split(cfg.source_widths, dim=-1)
+            rows = torch.cat([part * (cfg.decoder_init_norm / part.norm(dim=-1, keepdim=True)) for part in slices], -1)
+        self.W_dec = nn.Parameter(rows)
+        self.W_enc = nn.Parameter(rows.T.contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
+
+    def source_decoder_norms(self) -> Float[Tensor, "d_sae n_sources"]:
+        """|d_j^s| for every latent and source, of the weights as they are."""
+        return torch.stack([part.norm(dim=-1) for part in self.W_dec.split(self.cfg.source_widths, dim=-1)], dim=-1)
+
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """c_j, the sum over sources of the decoder norms in training units, with gradient."""
+        return self.source_decoder_norms() @ self.source_scales
+
+    @override
+    @torch.no_grad()
+    def get_W_dec_norm(self) -> Float[Tensor, " d_sae"]:
+        """The sum over sources of the decoder norms of the weights as they are; 1 for a latent that writes nothing."""
+        norms = self.source_decoder_norms().sum(dim=-1)
+        return torch.where(norms > 0, norms, torch.ones_like(norms))
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, scaling_factor: float | Sequence[float] | Float[Tensor, " n_sources"]
+    ) -> None:
+        """Fold each source's activation scale into the weights, so that the crosscoder takes raw activations.
+
+        W_enc^s <- g_s W_enc^s, W_dec^s <- W_dec^s / g_s, b_dec^s <- b_dec^s / g_s. Codes are unchanged and
+        reconstructions are in raw units.
+
+        Args:
+            scaling_factor: One factor a source, or one for all.
+
+        Raises:
+            ShapeError: Another number of factors than of sources.
+        """
+        factors = torch.as_tensor(scaling_factor, dtype=torch.float64, device=self.W_dec.device)
+        if factors.ndim == 0:
+            factors = factors.expand(len(self.cfg.source_widths))
+        if factors.shape != self.source_scales.shape:
+            raise ShapeError(f"{factors.numel()} activation scales were given for {len(self.source_scales)} sources.")
+        repeats = torch.tensor(self.cfg.source_widths, device=factors.device)
+        columns = factors.repeat_interleave(repeats).to(self.W_dec.dtype)
+        self.W_enc.mul_(columns[:, None])
+        self.W_dec.div_(columns)
+        self.b_dec.div_(columns)
+        self.source_scales.mul_(factors.to(self.source_scales.dtype))
+        self.cfg.normalize_activations = "none"
+
+    @torch.no_grad()
+    def initialize_b_dec(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
+        """Set the decoder bias as `b_dec_init` says, from one batch of scaled activations."""
+        if self.cfg.b_dec_init == "geometric_median":
+            self.b_dec.copy_(geometric_median(sae_in.to(self.dtype)))
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """Bring the weights into canonical form: every latent's per-source decoder norms sum to 1.
+
+        W_dec_j <- W_dec_j / n_j, W_enc_j <- n_j W_enc_j, b_enc_j <- n_j b_enc_j with n_j the sum of the raw norms:
+        reconstructions are unchanged and activations of different latents compare.
+
+        Raises:
+            ConfigError: The activation scale is not folded yet, so that the saved SAE would take raw activations for
+                scaled ones.
+        """
+        super().process_state_dict_for_saving_inference(state_dict)
+        if self.cfg.normalize_activations != "none":
+            raise ConfigError(
+                "The crosscoder still expects scaled activations: saved like this, stock SAELens would feed it raw ones. "
+                "Call fold_activation_norm_scaling_factor with the scaler's factors first (fit() does so at its end)."
+            )
+        norms = self.get_W_dec_norm()
+        state_dict.pop("source_scales")
+        state_dict["W_enc"] = (state_dict["W_enc"] * norms).contiguous()
+        state_dict["b_enc"] = state_dict["b_enc"] * norms
+        state_dict["W_dec"] = state_dict["W_dec"] / norms[:, None]
+
+
+def check_widths(source_widths: Sequence[int], d_in: int) -> None:
+    """Raises:
+    ShapeError: The widths of the sources do not add up to `d_in`.
+    """
+    if not source_widths:
+        raise ShapeError(
+            f"source_widths is empty: it is unknown which of the d_in={d_in} columns belong to which source. Set "
+            "source_widths in the crosscoder's configuration, or pass sources to CrosscoderRunnerConfig, which does."
+        )
+    if sum(source_widths) != d_in or min(source_widths) < 1:
+        raise ShapeError(
+            f"d_in={d_in} is not the sum of the sources' widths {list(source_widths)} = {sum(source_widths)}. Set "
+            f"d_in={sum(source_widths)}, or correct the widths."
+        )
+
+
+def geometric_median(
+    points: Float[Tensor, "n d"], max_steps: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d"]:
+    """The point with the least sum of distances to all points, by Weiszfeld's algorithm."""
+    median = points.mean(dim=0)
+    for _ in range(max_steps):
+        weights = 1 / (points - median).norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        moved = (weights * points).sum(dim=0) / weights.sum()
+        step = (moved - median).norm() / median.norm().clamp(min=1e-8)
+        median = moved
+        if step < tolerance:
+            break
+    return cast(Tensor, median)

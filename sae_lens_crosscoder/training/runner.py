@@ -1,0 +1,236 @@
+"""The training runner: SAELens's, over a joint model, with a paired store and whole checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import wandb
+from safetensors.torch import save_file
+from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import (
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SPARSITY_FILENAME,
+    ActivationScaler,
+)
+from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
+from sae_lens_crosscoder.activations.store import Documents
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.evals import CrosscoderEvaluator
+from sae_lens_crosscoder.files import existing_folder, write_json, written_aside
+from sae_lens_crosscoder.joint_model import JointModel
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
+
+METRICS_FILENAME = "metrics.json"
+CURVE_FILENAME = "training_curve.csv"
+
+
+class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
+    """Trains a crosscoder (or a diff-SAE) as SAELens's runner trains an SAE.
+
+    `run()` returns the training crosscoder and writes to `cfg.output_path`: the stock SAELens SAE in canonical form
+    (`sae_weights.safetensors`, `cfg.json`, `sparsity.safetensors`), `runner_cfg.json`, `metrics.json` (the evaluation
+    of what was saved) and `training_curve.csv`.
+
+    Args:
+        cfg: The run.
+        override_dataset: A data set in memory, or one for each label of `cfg.datasets`.
+        override_model: A joint model in memory, with the sources of `cfg`.
+        override_sae: A training SAE to go on from.
+
+    Raises:
+        ConfigError: An `override_model` with other sources than `cfg`.
+        NotFoundError: A checkpoint or pretrained folder that is not there.
+    """
+
+    cfg: CrosscoderRunnerConfig[Any]  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: JointModel  # pyright: ignore[reportIncompatibleVariableOverride]
+    activations_store: PairedActivationsStore  # pyright: ignore[reportIncompatibleVariableOverride]
+    evaluator: CrosscoderEvaluator | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        cfg: CrosscoderRunnerConfig[Any],
+        override_dataset: Documents | Mapping[str, Documents] | None = None,
+        override_model: JointModel | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> None:
+        # SAELens's __init__ builds its own store and evaluator, so it is not called.
+        self.cfg = cfg
+        if cfg.resume_from_checkpoint is not None:
+            existing_folder(cfg.resume_from_checkpoint, "checkpoint")
+        if override_model is not None and override_model.sources != cfg.joint_sources:
+            raise ConfigError(
+                f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}), "
+                f"which are not those of the configuration, {cfg.joint_sources.labels} ({cfg.combine}). Build it with "
+                "JointModel(cfg.joint_sources, models)."
+            )
+        self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, cfg.llm_device or cfg.device)
+        self._compile_llm_if_needed()
+        self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
+        self.sae = override_sae or self._new_sae()
+        self.sae.to(cfg.device)
+        self.evaluator = self._new_evaluator()
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """Train, save and evaluate.
+
+        Raises:
+            TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved first, if `checkpoint_path` is set.
+        """
+        self._set_sae_metadata()
+        logger = self.cfg.logger
+        if logger.log_to_wandb:
+            wandb.init(
+                project=logger.wandb_project,
+                entity=logger.wandb_entity,
+                config=self.cfg.to_dict(),
+                name=logger.run_name,
+                id=logger.wandb_id,
+            )
+        checkpoint = self.cfg.resume_from_checkpoint
+        if checkpoint is not None:
+            self.activations_store.load_from_checkpoint(checkpoint)
+        batches = TrainingBatches(self.activations_store, self.cfg.n_prefetched_batches)
+        try:
+            trainer = self._new_trainer(batches)
+            if checkpoint is not None:
+                trainer.load_trainer_state(checkpoint)
+                self.sae.load_weights_from_checkpoint(checkpoint)
+            self._compile_sae_if_needed()
+            with _stops_on_signal(trainer):
+                sae = trainer.fit()
+        finally:
+            batches.close()
+        self._record_activation_scales(sae)
+        if self.cfg.output_path is not None:
+            self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
+            self._evaluate_saved(Path(self.cfg.output_path), trainer)
+        if logger.log_to_wandb:
+            wandb.finish()
+        return sae
+
+    @override
+    def save_final_sae(
+        self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
+    ) -> None:
+        """Save the stock SAELens SAE and the run's configuration, aside, then move them into place.
+
+        Raises:
+            SaveError: The system refused a write; what was in the folder before is unchanged.
+        """
+        with written_aside(output_path) as folder:
+            weights_path, cfg_path = sae.save_inference_model(folder)
+            sparsity_path = None
+            if log_feature_sparsity is not None:
+                sparsity_path = folder / SPARSITY_FILENAME
+                save_file({"sparsity": log_feature_sparsity}, sparsity_path)
+            write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
+            if self.cfg.logger.log_to_wandb:
+                self.cfg.logger.log(
+                    self, weights_path, cfg_path, sparsity_path=sparsity_path, wandb_aliases=["final_model"]
+                )
+
+    def _new_sae(self) -> TrainingSAE[Any]:
+        if self.cfg.from_pretrained_path is not None:
+            folder = existing_folder(self.cfg.from_pretrained_path, "pretrained training crosscoder")
+            return TrainingSAE.load_from_disk(folder, self.cfg.device)
+        values = self.cfg.get_training_sae_cfg_dict()
+        return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(values).to_dict())
+
+    def _new_evaluator(self) -> CrosscoderEvaluator | None:
+        store = self.activations_store
+        if store.cfg.n_eval_sequences == 0:
+            return None
+        return CrosscoderEvaluator(
+            self.model,
+            store.eval_sequences,
+            dict(zip(store.dataset_labels, store.dataset_weights, strict=True)),
+            self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts,
+            store.cfg.excluded_tokens,
+        )
+
+    def _new_trainer(self, batches: TrainingBatches) -> CrosscoderTrainer:
+        def save_run_state(folder: Path) -> None:
+            with batches.paused():
+                state = folder / ACTIVATIONS_STORE_STATE_FILENAME
+                self.activations_store.save(str(state), n_unconsumed=batches.n_unconsumed)
+            write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
+
+        per_source = isinstance(self.sae, TrainingCrosscoder)
+        parts = TrainerParts(
+            batches=batches,
+            scaler=SourceScaler(self.model.sources) if per_source else ActivationScaler(),
+            sources=self.model.sources,
+            evaluator=self.evaluator,
+            save_run_state=save_run_state,
+            curve_path=None if self.cfg.output_path is None else Path(self.cfg.output_path) / CURVE_FILENAME,
+        )
+        return CrosscoderTrainer(self.cfg.to_sae_trainer_config(), self.sae, parts)
+
+    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer) -> None:
+        """Measure what was saved, as anyone will load it, and write `metrics.json`."""
+        if self.evaluator is None:
+            return
+        sae = SAE.load_from_disk(folder, device=self.cfg.device)
+        metrics = self.evaluator.evaluate(sae, progress=True)
+        assert self.cfg.dead_feature_window is not None
+        metrics["training"] = {
+            "n_tokens": trainer.n_training_samples,
+            "n_steps": trainer.n_training_steps,
+            "dead_latents": int(trainer.dead_neurons.sum()),
+            "dead_after_n_tokens": self.cfg.dead_feature_window * trainer.cfg.train_batch_size_samples,
+        }
+        write_json(folder / METRICS_FILENAME, metrics)
+
+    def _record_activation_scales(self, sae: TrainingSAE[Any]) -> None:
+        if isinstance(sae, TrainingCrosscoder):
+            sources = self.model.sources.with_activation_scales(sae.source_scales.tolist())
+            _write_sources(sae, sources)
+
+    @override
+    def _set_sae_metadata(self) -> None:
+        super()._set_sae_metadata()
+        metadata = self.sae.cfg.metadata
+        metadata.dataset_path = "+".join(config.path or config.title for config in self.cfg.dataset_configs)
+        _write_sources(self.sae, self.model.sources)
+
+    @override
+    def _compile_llm_if_needed(self) -> None:
+        if self.cfg.compile_llm:
+            self.model.compile_models(self.cfg.llm_compilation_mode)
+
+
+def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
+    for name, value in sources.to_metadata().items():
+        sae.cfg.metadata[name] = value
+
+
+@contextmanager
+def _stops_on_signal(trainer: CrosscoderTrainer) -> Iterator[None]:
+    """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals can only be handled in the main thread
+        return
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        trainer.stop_requested = True
+
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,292 @@
+"""The configuration of a training run: SAELens's, with sources in place of one model and a mixture of data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import get_sae_training_class
+from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError
+from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
+from sae_lens_crosscoder.sources import Combine, Source, Sources
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.recipes import recipe_for
+from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoderConfig
+
+T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
+
+
+@dataclass
+class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]):
+    """A SAELens runner configuration for several models.
+
+    All of SAELens's fields keep their meaning; `sources` stands in place of `model_name`, `model_class_name` and
+    `hook_name`, which are filled in. `sae` may be a crosscoder or, with `combine="difference"`, any SAELens training
+    configuration. Fields whose default is None follow the architecture's published recipe (`training/recipes.py`).
+
+    Raises:
+        SourceError: Sources that are missing, misspelt or do not fit `combine`.
+        ShapeError: `sae.d_in` is not the joint width of the sources.
+        ConfigError: Fields that contradict each other.
+    """
+
+    sources: list[Source] = field(default_factory=list[Source])
+    """The models, hooks, widths and labels, in the order of the columns; mappings of their fields do as well."""
+
+    combine: Combine = "concat"
+    """"concat" trains a crosscoder on all sources side by side, "difference" an SAE on the second minus the first."""
+
+    datasets: list[DatasetConfig] = field(default_factory=list[DatasetConfig])
+    """A mixture of data sets with weights, in place of `dataset_path`; mappings of their fields do as well."""
+
+    buffer_dtype: str | None = None
+    """Dtype of the activation buffer; None is `dtype`. "bfloat16" halves its memory."""
+
+    max_activation_norm_multiple: float | None = None
+    """Drop tokens whose activation norm, in any source, is above this multiple of the median; None keeps all."""
+
+    context_size: int = 1024
+    """Tokens of a sequence."""
+
+    n_batches_in_buffer: int = 512
+    """Size of the activation buffer, in sequences: it holds n_batches_in_buffer * context_size tokens."""
+
+    store_batch_size_prompts: int = 4
+    """Sequences that go through the models at once."""
+
+    exclude_special_tokens: bool | list[int] = True
+    """Drop BOS, EOS, padding and separator tokens (or the listed ids) from training and evaluation."""
+
+    n_batches_for_norm_estimate: int = 100
+    """Batches that the activation scales are estimated on, before training."""
+
+    lr: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Learning rate; None is the recipe's."""
+
+    train_batch_size_tokens: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Tokens of a training batch; None is the recipe's."""
+
+    lr_warm_up_steps: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Steps over which the learning rate rises; None is the recipe's."""
+
+    lr_decay_steps: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Steps over which the learning rate falls to 0 at the end; None is the recipe's."""
+
+    dead_feature_window: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Steps without firing after which a latent counts as dead; None is the recipe's."""
+
+    def __post_init__(self) -> None:
+        joint = Sources.from_dicts(cast("Sequence[Mapping[str, Any]]", self.sources), self.combine)
+        self.sources = list(joint)
+        self.datasets = [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]  # pyright: ignore[reportUnnecessaryIsInstance]
+        self._check_fields(joint)
+        self.model_name = "+".join(dict.fromkeys(source.model_name for source in joint))
+        self.model_class_name = "JointModel"
+        self.model_from_pretrained_kwargs = {}
+        self.hook_name = JOINT_HOOK_NAME
+        # SAELens takes True for "already tokenized" and refuses it beside chat formatting; here each data set says.
+        self.is_dataset_tokenized = False
+        self._fill_in_recipe()
+        super().__post_init__()
+
+    @property
+    def joint_sources(self) -> Sources:
+        """The sources with how they are combined."""
+        return Sources(tuple(self.sources), self.combine)
+
+    @property
+    def dataset_configs(self) -> list[DatasetConfig]:
+        """The data sets of the mixture; one made of SAELens's fields if `datasets` is empty."""
+        if self.datasets:
+            return self.datasets
+        kind = "chat" if self.use_chat_formatting else "auto"
+        return [DatasetConfig(path=self.dataset_path, kind=kind, streaming=self.streaming)]
+
+    @property
+    def n_prefetched_batches(self) -> int:
+        """Batches that a background thread prepares ahead."""
+        return int(self.prefetch_llm_batches)
+
+    def store_config(self, tokenizer: Any) -> StoreConfig:
+        """How the store harvests, drops and shuffles.
+
+        Args:
+            tokenizer: The models' tokenizer, which knows the special tokens.
+        """
+        assert self.train_batch_size_tokens is not None  # the recipe filled it in
+        batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
+        sliced = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        return StoreConfig(
+            sequence_format=SequenceFormat(
+                self.context_size, self.prepend_bos, self.sequence_separator_token, self.disable_concat_sequences
+            ),
+            batch_size_tokens=self.train_batch_size_tokens,
+            batch_size_prompts=self.store_batch_size_prompts,
+            buffer_tokens=self.n_batches_in_buffer * sliced,
+            mix_fraction=self.activations_mixing_fraction,
+            dtype=self.dtype,
+            buffer_dtype=self.buffer_dtype,
+            device=self.act_store_device or self.device,
+            seed=self.seed,
+            excluded_tokens=excluded_token_ids(self.exclude_special_tokens, tokenizer),
+            max_norm_multiple=self.max_activation_norm_multiple,
+            n_eval_sequences=self.n_eval_batches * batch_size_prompts,
+            seqpos_slice=self.seqpos_slice,
+            autocast_lm=self.autocast_lm,
+            cached_activations_path=self.cached_activations_path if self.use_cached_activations else None,
+            n_kept_batches=self.n_prefetched_batches + 2 if self.n_prefetched_batches else 0,
+        )
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, JSON-serialisable."""
+        return {**super().to_dict(), "sources": [s.to_dict() for s in self.sources]}
+
+    @classmethod
+    @override
+    def from_dict(cls, cfg_dict: Mapping[str, Any]) -> CrosscoderRunnerConfig[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The configuration that a mapping describes, as `to_dict` or a configuration file gives it.
+
+        Raises:
+            ConfigError: An unknown field or architecture; the message suggests the nearest one.
+        """
+        values = dict(cfg_dict)
+        check_known(values, [f.name for f in dataclasses.fields(cls)], "Configuration")
+        logger = values.pop("logger", {})
+        sae = values.pop("sae", None)
+        if not isinstance(sae, Mapping) or "architecture" not in sae:
+            raise ConfigError(
+                "The configuration needs `sae` with its `architecture`, such as sae: {architecture: "
+                "batchtopk_crosscoder, d_in: 4608, d_sae: 16384}."
+            )
+        for name in ("lr_end", "llm_device", "act_store_device"):
+            if values.get(name) == "None":  # SAELens writes str(None)
+                values[name] = None
+        if "seqpos_slice" in values:
+            values["seqpos_slice"] = tuple(values["seqpos_slice"])
+        check_known(logger, [f.name for f in dataclasses.fields(LoggingConfig)], "logger")
+        cfg = cls(sae=sae_config(cast("Mapping[str, Any]", sae)), logger=LoggingConfig(**logger), **values)
+        if "checkpoint_path" in values:
+            # SAELens appends a unique id on construction; a path that is read back has it already.
+            cfg.checkpoint_path = values["checkpoint_path"]
+        return cfg
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> CrosscoderRunnerConfig[Any]:
+        """Read a configuration from a JSON or YAML file.
+
+        Raises:
+            NotFoundError: There is no such file.
+            ConfigError: It cannot be parsed, or a field is unknown.
+        """
+        return cls.from_dict(read_config_file(path))
+
+    def _check_fields(self, joint: Sources) -> None:
+        sae = self.sae
+        if isinstance(sae, TrainingCrosscoderConfig):
+            if len(joint) < 2:
+                raise ConfigError(
+                    f"A crosscoder needs at least two sources, but there is only {joint.labels[0]!r}. Add the second "
+                    "model (or layer), or train a SAELens SAE on the one."
+                )
+            if not sae.source_widths:
+                sae.source_widths = joint.widths
+            if sae.source_widths != joint.widths:
+                raise ShapeError(f"sae.source_widths={sae.source_widths}, but the sources are {joint.widths} wide.")
+        if sae.d_in != joint.d_in:
+            widths = ", ".join(f"{s.label}: {s.d_in}" for s in joint)
+            raise ShapeError(
+                f"sae.d_in={sae.d_in}, but the joint activations ({joint.combine} of {widths}) are {joint.d_in} wide. "
+                f"Set d_in={joint.d_in}."
+            )
+        if self.datasets and self.dataset_path:
+            raise ConfigError(
+                f"Both dataset_path={self.dataset_path!r} and datasets are given. Move the first into datasets, with a "
+                "weight."
+            )
+        if self.hook_head_index is not None:
+            raise ConfigError("hook_head_index is not defined for several sources. Read hook_z whole instead.")
+        if self.training_tokens < 1:
+            raise ConfigError(f"training_tokens={self.training_tokens} must be positive.")
+
+    def _fill_in_recipe(self) -> None:
+        recipe = recipe_for(self.sae.architecture())
+        if self.train_batch_size_tokens is None:
+            self.train_batch_size_tokens = recipe.train_batch_size_tokens
+        n_steps = self.training_tokens // self.train_batch_size_tokens
+        if n_steps < 1:
+            raise ConfigError(
+                f"training_tokens={self.training_tokens} is less than one batch of {self.train_batch_size_tokens} tokens "
+                "(train_batch_size_tokens): no step would be made."
+            )
+        self.lr = recipe.lr if self.lr is None else self.lr
+        if self.lr_warm_up_steps is None:
+            self.lr_warm_up_steps = min(recipe.lr_warm_up_steps, n_steps // 10)
+        if self.lr_decay_steps is None:
+            self.lr_decay_steps = int(recipe.lr_decay_share * n_steps)
+        if self.dead_feature_window is None:
+            self.dead_feature_window = max(1, recipe.dead_after_tokens // self.train_batch_size_tokens)
+        if isinstance(self.sae, StandardTrainingCrosscoderConfig) and self.sae.l1_warm_up_steps is None:
+            self.sae.l1_warm_up_steps = int(0.05 * n_steps)
+
+
+def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
+    """The training configuration of an architecture from its fields.
+
+    Raises:
+        ConfigError: An unknown architecture or field.
+    """
+    name = str(values["architecture"])
+    try:
+        config_class = get_sae_training_class(name)[1]
+    except KeyError:
+        raise ConfigError(
+            f"Architecture {name!r} is not registered. This package adds standard_crosscoder and batchtopk_crosscoder; "
+            "SAELens has standard, topk, batchtopk, jumprelu and more."
+        ) from None
+    known = [f.name for f in dataclasses.fields(config_class)]
+    check_known(values, [*known, "architecture"], f"sae ({name})")
+    missing = [f for f in ("d_in", "d_sae") if f not in values]
+    if missing:
+        raise ConfigError(f"sae ({name}) lacks {' and '.join(missing)}.")
+    return config_class.from_dict(dict(values))
+
+
+def check_known(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Raises:
+    ConfigError: A key that is not known; the message suggests the nearest one.
+    """
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{what} has an unknown field {key!r}.{hint}")
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: It cannot be parsed or is no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFoundError(f"There is no configuration file at {file}.")
+    try:
+        values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be parsed: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")
+    return cast("dict[str, Any]", values)

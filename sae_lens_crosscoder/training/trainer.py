@@ -1,0 +1,193 @@
+"""The training loop: SAELens's trainer, with per-source scales, whole checkpoints and a curve that is always written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from sae_lens import SAETrainer, TrainingSAE
+from torch import Tensor
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import ActivationScaler, SAETrainerConfig, TrainStepOutput
+from sae_lens_crosscoder.activations import TrainingBatches
+from sae_lens_crosscoder.errors import ConfigError, TrainingInterrupted
+from sae_lens_crosscoder.evals import CrosscoderEvaluator
+from sae_lens_crosscoder.files import existing_folder, written_aside
+from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.curve import TrainingCurve
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a `CrosscoderTrainer` works with beside its configuration and the crosscoder."""
+
+    batches: TrainingBatches
+    """Where training batches come from."""
+
+    scaler: ActivationScaler
+    """Scales activations; its factors are folded into the weights at the end."""
+
+    sources: Sources
+    """The sources, by which the curve names its columns."""
+
+    evaluator: CrosscoderEvaluator | None = None
+    """Measures the crosscoder while it trains."""
+
+    save_run_state: Callable[[Path], None] | None = None
+    """Adds the run's own files (data position, configuration) to a checkpoint folder."""
+
+    curve_path: Path | None = None
+    """CSV file of the training curve; None writes none."""
+
+
+class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
+    """SAELens's `SAETrainer` with a loop of its own over the same steps.
+
+    Beside what SAELens does, the loop writes the training curve whether or not W&B is used, writes checkpoints aside
+    and moves them into place, and stops cleanly between two steps when it is asked to.
+
+    Args:
+        cfg: SAELens's trainer configuration.
+        sae: The crosscoder, or any SAELens training SAE.
+        parts: What it works with.
+    """
+
+    def __init__(self, cfg: SAETrainerConfig, sae: TrainingSAE[Any], parts: TrainerParts) -> None:
+        super().__init__(cfg=cfg, sae=sae, data_provider=parts.batches, evaluator=parts.evaluator)
+        self.activation_scaler = parts.scaler
+        self.parts = parts
+        self.stop_requested = False
+
+    @override
+    def fit(self) -> TrainingSAE[Any]:
+        """Train to the end, fold the activation scales into the weights, and return the crosscoder.
+
+        Raises:
+            TrainingInterrupted: `stop_requested` was set; a checkpoint was saved first, if there is a path for one.
+        """
+        self.sae.to(self.cfg.device)
+        if self.n_training_steps == 0:
+            self._prepare()
+        total = self.cfg.total_training_samples
+        with (
+            TrainingCurve(self.parts.curve_path, self.n_training_steps) as curve,
+            tqdm(total=total, initial=self.n_training_samples, desc="Training", unit="tok", unit_scale=True) as bar,
+        ):
+            while self.n_training_samples < total:
+                self._log(self.maybe_reset_sparsity())
+                output = self.step(next(self.data_provider))
+                if self._is_logging_step():
+                    row = self._curve_row(output)
+                    curve.write(self.n_training_steps + 1, row)
+                    self._log(row)
+                    bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
+                self._run_and_log_evals()
+                self.n_training_steps += 1
+                bar.update(len(output.sae_in))
+                self._checkpoint_if_needed()
+                if self.stop_requested:
+                    self._save_and_stop()
+        self._log(self.full_sparsity_window_log())
+        self._fold_scales()
+        self.set_final_sae_metadata()
+        if self.cfg.save_final_checkpoint:
+            self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
+        return self.sae
+
+    @override
+    def save_checkpoint(
+        self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
+    ) -> None:
+        """Save everything a run needs to go on, aside, then move it into place whole.
+
+        Raises:
+            SaveError: The system refused a write. No half-written checkpoint stays.
+        """
+        base = base_path if base_path is not None else self.cfg.checkpoint_path
+        if base is None:
+            if self.cfg.logger.log_to_wandb:
+                super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)
+            return
+        with written_aside(Path(base) / checkpoint_name) as folder:
+            super().save_checkpoint(folder.name, folder.parent, wandb_aliases)
+            if self.parts.save_run_state is not None:
+                self.parts.save_run_state(folder)
+
+    @override
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """Go on from a checkpoint: optimizer, schedules, counters and activation scales.
+
+        Raises:
+            NotFoundError: There is no such folder.
+            ConfigError: The checkpoint is that of a finished run.
+        """
+        super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
+        if self.n_training_samples >= self.cfg.total_training_samples:
+            raise ConfigError(
+                f"The checkpoint {checkpoint_path} has seen {self.n_training_samples} tokens, the run is configured for "
+                f"{self.cfg.total_training_samples}: it is finished. Raise training_tokens to train on."
+            )
+        self.checkpoint_thresholds = [t for t in self.checkpoint_thresholds if t >= self.n_training_samples]
+
+    def _prepare(self) -> None:
+        normalization = self.sae.cfg.normalize_activations
+        n_batches, d_in = self.cfg.n_batches_for_norm_estimate, self.sae.cfg.d_in
+        if normalization == "expected_average_only_in" and self.activation_scaler.scaling_factor is None:
+            self.activation_scaler.estimate_scaling_factor(d_in, self.data_provider, n_batches)
+        elif normalization == "covariance_whitening" and self.activation_scaler.whitening is None:
+            self.activation_scaler.estimate_whitening(d_in, self.data_provider, n_batches)
+        if isinstance(self.sae, TrainingCrosscoder) and self.sae.cfg.b_dec_init != "zeros":
+            batch = next(self.data_provider).to(self.sae.device)
+            self.sae.initialize_b_dec(self.activation_scaler.scale(batch))
+
+    def _fold_scales(self) -> None:
+        scaler = self.activation_scaler
+        if scaler.scaling_factor is not None:
+            self.sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+            scaler.scaling_factor = None
+        if scaler.whitening is not None:
+            whitening = scaler.whitening
+            self.sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+            scaler.whitening = None
+
+    def _save_and_stop(self) -> None:
+        path = self.cfg.checkpoint_path
+        saved = ""
+        if path is not None:
+            self.save_checkpoint(str(self.n_training_samples))
+            saved = f" Go on with resume_from_checkpoint={path}/{self.n_training_samples}"
+        raise TrainingInterrupted(f"Training was interrupted after {self.n_training_samples} tokens.{saved}")
+
+    @override
+    def _is_logging_step(self) -> bool:
+        return (self.n_training_steps + 1) % self.cfg.logger.wandb_log_frequency == 0
+
+    @override
+    def _run_and_log_evals(self) -> None:
+        if self.cfg.logger.log_to_wandb:
+            super()._run_and_log_evals()
+
+    @torch.no_grad()
+    def _curve_row(self, output: TrainStepOutput) -> dict[str, Any]:
+        row = self.build_train_step_log_dict(output, self.n_training_samples)
+        if len(self.parts.sources.widths) == len(self.parts.sources):
+            for label in self.parts.sources.labels:
+                columns = self.parts.sources.columns(label)
+                x, x_hat = output.sae_in[:, columns].float(), output.sae_out[:, columns].float()
+                row[f"metrics/explained_variance/{label}"] = _explained_variance(x, x_hat)
+        return row
+
+    def _log(self, row: dict[str, Any]) -> None:
+        if row and self.cfg.logger.log_to_wandb:
+            wandb.log(row, step=self.n_training_steps)
+
+
+def _explained_variance(x: Tensor, x_hat: Tensor) -> float:
+    return (1 - (x - x_hat).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum()).item()

@@ -1,0 +1,129 @@
+"""Tiny models, tokenizers and runs that the tests share. Everything is made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import LoggingConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import PreTrainedTokenizerFast
+
+from sae_lens_crosscoder import (
+    BatchTopKTrainingCrosscoderConfig,
+    CrosscoderRunnerConfig,
+    JointModel,
+    Source,
+    Sources,
+    StandardTrainingCrosscoderConfig,
+)
+
+D_VOCAB = 300
+CONTEXT = 16
+
+
+def tiny_model(
+    seed: int = 0, d_model: int = 16, n_layers: int = 3, dtype: torch.dtype = torch.float32, tokenizer: Any = None
+) -> HookedTransformer:
+    """A random HookedTransformer."""
+    cfg = HookedTransformerConfig(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=2,
+        d_head=8,
+        d_mlp=32,
+        n_ctx=64,
+        d_vocab=D_VOCAB,
+        act_fn="gelu",
+        seed=seed,
+        dtype=dtype,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = HookedTransformer(cfg)
+    model.tokenizer = tokenizer
+    return model
+
+
+def source(label: str, hook_name: str = "blocks.1.hook_resid_pre", d_in: int = 16, **kwargs: Any) -> Source:
+    return Source(label=label, model_name=f"tiny-{label}", hook_name=hook_name, d_in=d_in, **kwargs)
+
+
+def tiny_pair(dtype: torch.dtype = torch.float32, tokenizer: Any = None, **combine: Any) -> JointModel:
+    """Two random models of one shape, read at the same hook."""
+    sources = Sources((source("base"), source("chat")), **combine)
+    return JointModel(sources, [tiny_model(0, dtype=dtype, tokenizer=tokenizer), tiny_model(1, dtype=dtype)])
+
+
+def token_dataset(n_rows: int = 200, context: int = CONTEXT, seed: int = 0) -> Dataset:
+    """Random token rows, each beginning with token 0 as BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(1, D_VOCAB, (n_rows, context), generator=generator)
+    rows[:, 0] = 0
+    return Dataset.from_dict({"input_ids": rows.tolist()})
+
+
+SENTENCES = [
+    "the owl flies over the old wall at night",
+    "a grammar describes what the parser accepts",
+    "names are bound by the following constructs",
+    "every value in the list is compared in turn",
+    "the fox reads the long book by the warm fire",
+]
+
+
+def text_dataset(n_rows: int = 300) -> Dataset:
+    rows = [" ".join(SENTENCES[(i * (j + 3)) % 5] for j in range(3)) + f" {i}." for i in range(n_rows)]
+    return Dataset.from_dict({"text": rows})
+
+
+@lru_cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of exactly D_VOCAB tokens with BOS as token 0."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=D_VOCAB,
+        special_tokens=["<bos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 20, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<bos>")
+
+
+def standard_config(d_sae: int = 32, **fields: Any) -> StandardTrainingCrosscoderConfig:
+    return StandardTrainingCrosscoderConfig(d_in=fields.pop("d_in", 32), d_sae=d_sae, **fields)
+
+
+def batchtopk_config(d_sae: int = 32, k: float = 4, **fields: Any) -> BatchTopKTrainingCrosscoderConfig:
+    return BatchTopKTrainingCrosscoderConfig(d_in=fields.pop("d_in", 32), d_sae=d_sae, k=k, **fields)
+
+
+def run_config(sae: Any, folder: Path | None = None, **fields: Any) -> CrosscoderRunnerConfig[Any]:
+    """A run of a few seconds on the tiny pair."""
+    values: dict[str, Any] = {
+        "sources": [source("base"), source("chat")],
+        "dataset_path": "in-memory",
+        "context_size": CONTEXT,
+        "training_tokens": 64 * 12,
+        "train_batch_size_tokens": 64,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 16,
+        "n_batches_for_norm_estimate": 2,
+        "n_eval_batches": 2,
+        "exclude_special_tokens": [0],
+        "lr": 1e-3,
+        "prepend_bos": False,
+        "checkpoint_path": None if folder is None else str(folder / "checkpoints"),
+        "output_path": None if folder is None else str(folder / "output"),
+        "logger": LoggingConfig(log_to_wandb=False, wandb_log_frequency=1),
+        "verbose": False,
+    }
+    return CrosscoderRunnerConfig(sae=sae, **{**values, **fields})

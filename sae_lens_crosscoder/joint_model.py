@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
+
+# Where both TransformerLens 2 and 3 have it without a deprecation warning.
+from transformer_lens.HookedTransformer import HookedRootModule, HookedTransformer
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model

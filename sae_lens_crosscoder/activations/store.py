@@ -168,6 +168,7 @@ class PairedActivationsStore(ActivationsStore):
         self.generator = torch.Generator().manual_seed(cfg.seed)
         self.buffer = self._new_buffer()
         self.n_batches_served = 0
+        self.n_epochs_finished = 0
         self._kept_batches: deque[Tensor] = deque(maxlen=cfg.n_kept_batches)
         self._returned_batches: deque[Tensor] = deque()
 
@@ -231,8 +232,11 @@ class PairedActivationsStore(ActivationsStore):
         try:
             tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
         except StopIteration:
+            self._begin_epoch(self.n_epochs_finished + 1)
             warnings.warn(
-                "All samples in the training dataset have been exhausted, beginning new epoch.", stacklevel=2
+                f"The data set ended after {self.n_dataset_processed} sequences; epoch {self.n_epochs_finished + 1} "
+                "begins, and tokens are seen again.",
+                stacklevel=2,
             )
             tokens = self.get_batch_tokens(move_to_model_device=False)
         positions = slice(*self.seqpos_slice)
@@ -241,6 +245,11 @@ class PairedActivationsStore(ActivationsStore):
         if keep is None:
             return parts
         return [part.index_select(0, keep.to(part.device)) for part in parts]
+
+    def _begin_epoch(self, n_epochs_finished: int) -> None:
+        self.n_epochs_finished = n_epochs_finished
+        # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
+        cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
 
     def _next_cached_rows(self) -> Float[Tensor, "n_rows d_in"]:
         try:
@@ -292,12 +301,13 @@ class PairedActivationsStore(ActivationsStore):
             **super().state_dict(),
             "generator_state": self.generator.get_state(),
             "n_batches_served": torch.tensor(self.n_batches_served - n_unconsumed),
+            "n_epochs_finished": torch.tensor(self.n_epochs_finished),
         }
         if n_unconsumed:
             tensors["unconsumed"] = torch.stack(list(self._kept_batches)[-n_unconsumed:])
         position: Any = {"row": self.current_row_idx} if self.cached_activation_dataset is not None else None
         if position is None:
-            position = cast("IterableDataset", self.dataset).state_dict()
+            position = cast(IterableDataset, self.dataset).state_dict()
         save_file(tensors, file_path, metadata={"position": json.dumps(position)})
 
     @override
@@ -324,7 +334,8 @@ class PairedActivationsStore(ActivationsStore):
         if self.cached_activation_dataset is not None:
             self.current_row_idx = position["row"]
         else:
-            cast("IterableDataset", self.dataset).load_state_dict(position)
+            self._begin_epoch(int(state["n_epochs_finished"]))
+            cast(IterableDataset, self.dataset).load_state_dict(position)
             self.iterable_sequences = self._iterate_tokenized_sequences()
         self._dataloader = None
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import (
+    batchtopk_config,
+    run_config,
+    standard_config,
+    text_dataset,
+    tiny_pair,
+    tiny_tokenizer,
+    token_dataset,
+)
+
+from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, DatasetConfig
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError, TrainingInterrupted
+
+pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
+
+TEXT_MIXTURE: dict[str, Any] = {
+    "dataset_path": "",
+    "datasets": [DatasetConfig(label="words", weight=0.7), DatasetConfig(label="ids", weight=0.3)],
+    "prepend_bos": True,
+}
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
+    step = CrosscoderTrainer.step
+
+    def stopping(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        if self.n_training_steps + 1 == n_steps:
+            self.stop_requested = True
+        return step(self, batch)
+
+    monkeypatch.setattr(CrosscoderTrainer, "step", stopping)
+
+
+def run(folder: Path, config: Any, data: Any, **fields: Any) -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    cfg = run_config(config(dtype="float64"), folder, dtype="float64", training_tokens=64 * 40, **fields)
+    model = tiny_pair(dtype=torch.float64, tokenizer=tiny_tokenizer())
+    sae = CrosscoderTrainingRunner(cfg, override_dataset=data, override_model=model).run()
+    return {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+
+
+@pytest.mark.parametrize("n_prefetched", [0, 3])
+@pytest.mark.parametrize("config", [standard_config, batchtopk_config], ids=["standard", "batchtopk"])
+@pytest.mark.parametrize("mixture", [False, True], ids=["one data set", "mixture"])
+def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
+    float64: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Any,
+    mixture: bool,
+    n_prefetched: int,
+) -> None:
+    data: Any = {"words": text_dataset(), "ids": token_dataset(120)} if mixture else token_dataset(90)
+    fields = {**(TEXT_MIXTURE if mixture else {}), "prefetch_llm_batches": n_prefetched}
+    unbroken = run(tmp_path / "unbroken", config, data, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 17)
+        with pytest.raises(TrainingInterrupted, match="resume_from_checkpoint="):
+            run(tmp_path / "broken", config, data, **fields)
+    (checkpoint,) = (tmp_path / "broken").glob(f"checkpoints/*/{17 * 64}")
+    resumed = run(tmp_path / "broken", config, data, resume_from_checkpoint=str(checkpoint), **fields)
+    for name, tensor in unbroken.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-12, msg=name)
+    curves = [(tmp_path / name / "output" / "training_curve.csv").read_text() for name in ("unbroken", "broken")]
+    assert curves[0] == curves[1]
+    assert len(curves[0].splitlines()) == 41
+
+
+def test_a_resumed_run_sees_exactly_the_tokens_of_an_unbroken_one(
+    float64: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    step = CrosscoderTrainer.step
+
+    def recording(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        seen.extend(batch[:, 0].tolist())
+        return step(self, batch)
+
+    monkeypatch.setattr(CrosscoderTrainer, "step", recording)
+    data = token_dataset(400)
+    run(tmp_path / "unbroken", batchtopk_config, data)
+    of_unbroken = sorted(seen)
+    seen.clear()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 20)
+        with pytest.raises(TrainingInterrupted):
+            run(tmp_path, batchtopk_config, data)
+    (checkpoint,) = tmp_path.glob(f"checkpoints/*/{20 * 64}")
+    run(tmp_path, batchtopk_config, data, resume_from_checkpoint=str(checkpoint))
+    assert len(of_unbroken) == 40 * 64
+    assert sorted(seen) == of_unbroken
+
+
+def test_a_missing_checkpoint_is_named_before_any_model_is_loaded(tmp_path: Path) -> None:
+    cfg = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(tmp_path / "gone"))
+    with pytest.raises(NotFoundError, match="There is no checkpoint at .*gone"):
+        CrosscoderTrainingRunner(cfg)
+
+
+def test_resuming_a_finished_run_says_that_it_is_finished(tmp_path: Path) -> None:
+    cfg = run_config(standard_config(), tmp_path, save_final_checkpoint=True)
+    data: Dataset = token_dataset()
+    CrosscoderTrainingRunner(cfg, data, tiny_pair()).run()
+    (checkpoint,) = tmp_path.glob("checkpoints/*/final_*")
+    again = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ConfigError, match="it is finished. Raise training_tokens"):
+        CrosscoderTrainingRunner(again, data, tiny_pair()).run()

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalConfig
-from sae_lens_crosscoder.activations import TrainingBatches
+from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
 from sae_lens_crosscoder.errors import DataError
 from sae_lens_crosscoder.joint_model import JointModel
 
@@ -53,7 +53,7 @@ class _EvalStore:
         self.store_batch_size_prompts = data.store_batch_size_prompts
         self.context_size = data.context_size
 
-    def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:  # noqa: ARG002
+    def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
         return next(self._batches)
 
     def reset_input_dataset(self) -> None:
@@ -140,7 +140,7 @@ class CrosscoderEvaluator:
     ) -> None:
         if not sequences or min(len(rows) for rows in sequences.values()) == 0:
             raise DataError(
-                "There are no held-out sequences to evaluate on. Set n_eval_batches to at least 1, so that sequences are "
+                "There are no held-out sequences to evaluate on. Set n_eval_batches to at least 1, so that some are "
                 "held out of training."
             )
         self.model = model
@@ -150,6 +150,21 @@ class CrosscoderEvaluator:
         shares = {label: max(1, round(len(rows) * weights[label] / largest)) for label, rows in sequences.items()}
         mixed = torch.cat([rows[: shares[label]] for label, rows in sequences.items()])
         self._mixture = EvalSequences(mixed, batch_size_prompts)
+
+    @classmethod
+    def from_store(cls, store: PairedActivationsStore, batch_size_prompts: int | None = None) -> CrosscoderEvaluator:
+        """An evaluator on the sequences that a store holds out of training.
+
+        Args:
+            store: The store.
+            batch_size_prompts: Sequences that go through the models at once; as many as in training by default.
+
+        Raises:
+            DataError: The store holds none out.
+        """
+        weights = dict(zip(store.dataset_labels, store.dataset_weights, strict=True))
+        batch_size = batch_size_prompts or store.store_batch_size_prompts
+        return cls(store.model, store.eval_sequences, weights, batch_size, store.cfg.excluded_tokens)
 
     def __call__(
         self, sae: SAE[Any], data_provider: DataProvider, activation_scaler: ActivationScaler

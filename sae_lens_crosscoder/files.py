@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sae_lens_crosscoder.errors import NotFoundError, SaveError
 
 
 @contextmanager
-def written_aside(folder: str | Path) -> Iterator[Path]:
+def written_aside(folder: str | Path) -> Generator[Path]:
     """A temporary folder beside `folder`, whose files are moved into it when the block ends well.
 
     If the block raises (a full disk, say), the temporary folder is removed and `folder` is what it was before. Files of
@@ -37,18 +38,18 @@ def written_aside(folder: str | Path) -> Iterator[Path]:
                 _sync(path)
         if not target.exists():
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            os.rename(aside, target)
+            aside.rename(target)
             return
         for path in sorted(aside.rglob("*")):
             moved = target / path.relative_to(aside)
             if path.is_dir():
                 moved.mkdir(exist_ok=True)
             else:
-                os.replace(path, moved)
+                path.replace(moved)
     except OSError as error:
         raise SaveError(
-            f"Saving to {target} failed: {error}. What was there before is unchanged; free some space or choose another "
-            "folder."
+            f"Saving to {target} failed: {error}. What was there before is unchanged; free some space or choose "
+            "another folder."
         ) from error
     except Exception as error:
         # safetensors reports a full disk by an error of its own.
@@ -59,17 +60,32 @@ def written_aside(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON aside and move it into place."""
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Write one file aside, then move it into place; folders are made. Returns the path.
+
+    Raises:
+        SaveError: The system refused. A file that was there before is untouched and nothing half-written stays.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.tmp")
+    aside = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        aside.write_text(json.dumps(value, indent=2, allow_nan=True) + "\n")
-        os.replace(aside, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(content)
+        aside.replace(target)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise SaveError(f"Writing {target} failed: {error}. What was there before is unchanged.") from error
+        raise SaveError(
+            f"{target} could not be written: {error.strerror or error}. What was there before is unchanged; choose "
+            "another path or make room."
+        ) from error
+    finally:
+        with suppress(OSError):  # a folder that refuses has already been reported
+            aside.unlink(missing_ok=True)
+    return target
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a value as JSON aside, then move it into place. Returns the path."""
+    return write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

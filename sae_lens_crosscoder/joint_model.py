@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 # Where both TransformerLens 2 and 3 have it without a deprecation warning.
-from transformer_lens.HookedTransformer import HookedRootModule, HookedTransformer
+from transformer_lens.HookedTransformer import (
+    HookedRootModule,  # pyright: ignore[reportPrivateImportUsage]
+    HookedTransformer,
+)
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
@@ -229,7 +232,7 @@ class JointModelView(_JointHookedModule):
             return joined
         patch = self._patch(joined, activations)
 
-        def replace(activation: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001
+        def replace(activation: Tensor, hook: HookPoint) -> Tensor:
             return patch.to(activation).reshape(activation.shape)
 
         return self.source_model.run_with_hooks(
@@ -290,7 +293,8 @@ def _capture(model: HookedRootModule, tokens: Tensor, hook_names: list[str]) -> 
     """Activations at the hooks, flattened to (batch, position, width); the model stops once it has them all."""
     tokens = tokens.to(_input_device(model))
     names = list(dict.fromkeys(hook_names))
-    if isinstance(model, HookedTransformer) and len(names) == 1 and (stop := _residual_stop(model, names[0])) is not None:
+    stop = _residual_stop(model, names[0]) if len(names) == 1 and isinstance(model, HookedTransformer) else None
+    if stop is not None:
         # The residual stream before a layer is what the model returns when it stops there. TransformerLens fires
         # hook_resid_pre only inside the layer, so reading the hook would run one layer too many.
         return {names[0]: model(tokens, stop_at_layer=stop, return_type=None, prepend_bos=False)}

@@ -8,13 +8,13 @@ whatever is missing or misspelt, this reader raises.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from sae_lens_crosscoder.errors import SourceError
+from sae_lens_crosscoder.fields import checked_fields
 
 Combine = Literal["concat", "difference"]
 """How sources flow through the joint hook: side by side, or the second minus the first."""
@@ -82,20 +82,11 @@ class Source:
         """The source that `to_dict` wrote.
 
         Raises:
-            SourceError: A key that is missing or unknown; the message suggests the nearest known one.
+            SourceError: A field that is missing, unknown (the message suggests the nearest) or of another type.
         """
         if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SourceError(f"A source must be a mapping of its fields, not {type(values).__name__}: {values!r}.")
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), list(known), n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise SourceError(f"Source has an unknown field {key!r}.{hint} Known fields: {', '.join(known)}.")
-        missing = [name for name in ("label", "model_name", "hook_name", "d_in") if name not in values]
-        if missing:
-            raise SourceError(f"Source {dict(values)!r} lacks {', '.join(missing)}.")
-        return cls(**values)
+        return cls(**checked_fields(cls, values, f"Source {values.get('label', '')!r}", SourceError))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-serialisable if `model_from_pretrained_kwargs` is."""

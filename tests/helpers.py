@@ -7,21 +7,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from sae_lens import LoggingConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sae_lens_crosscoder import (
     BatchTopKTrainingCrosscoderConfig,
     CrosscoderRunnerConfig,
+    DatasetConfig,
     JointModel,
+    PairedActivationsStore,
     Source,
     Sources,
     StandardTrainingCrosscoderConfig,
+    StoreConfig,
+    TrainingCrosscoder,
 )
+from sae_lens_crosscoder.activations import SequenceFormat
+from sae_lens_crosscoder.training import BatchTopKTrainingCrosscoder, StandardTrainingCrosscoder
 
 D_VOCAB = 300
 CONTEXT = 16
@@ -103,7 +110,7 @@ def standard_config(d_sae: int = 32, **fields: Any) -> StandardTrainingCrosscode
 
 
 def batchtopk_config(d_sae: int = 32, k: float = 4, **fields: Any) -> BatchTopKTrainingCrosscoderConfig:
-    return BatchTopKTrainingCrosscoderConfig(d_in=fields.pop("d_in", 32), d_sae=d_sae, k=k, **fields)
+    return BatchTopKTrainingCrosscoderConfig(d_in=fields.pop("d_in", 32), d_sae=d_sae, k=float(k), **fields)
 
 
 def run_config(sae: Any, folder: Path | None = None, **fields: Any) -> CrosscoderRunnerConfig[Any]:
@@ -127,3 +134,66 @@ def run_config(sae: Any, folder: Path | None = None, **fields: Any) -> Crosscode
         "verbose": False,
     }
     return CrosscoderRunnerConfig(sae=sae, **{**values, **fields})
+
+
+def fresh_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A copy of `tiny_tokenizer` that a test may change."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer().backend_tokenizer, bos_token="<bos>", eos_token="<bos>"
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def gpt2_folder(folder: Path, seed: int = 0, d_model: int = 16) -> str:
+    """A tiny random Hugging Face GPT-2 of three blocks, saved with `tiny_tokenizer`; returns its path."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=D_VOCAB, n_positions=64, n_embd=d_model, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    fresh_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def store_config(**fields: Any) -> StoreConfig:
+    values: dict[str, Any] = {
+        "sequence_format": SequenceFormat(CONTEXT, prepend_bos=False),
+        "batch_size_tokens": 32,
+        "batch_size_prompts": 4,
+        "buffer_tokens": 128,
+    }
+    return StoreConfig(**{**values, **fields})
+
+
+def paired_store(
+    model: JointModel | None = None, data: Any = None, label: str = "data", **fields: Any
+) -> PairedActivationsStore:
+    """A store over one data set of token rows; with mix_fraction=0 it serves rows in the order of the data."""
+    documents = token_dataset() if data is None else data
+    return PairedActivationsStore(model or tiny_pair(), [documents], [DatasetConfig(label=label)], store_config(**fields))
+
+
+def crosscoder(
+    architecture: str = "standard", widths: tuple[int, ...] = (16, 16), d_sae: int = 32, **fields: Any
+) -> TrainingCrosscoder[Any]:
+    """A training crosscoder whose weights are all random (biases too), so that no term vanishes."""
+    config = {"standard": standard_config, "batchtopk": batchtopk_config}[architecture]
+    made = {"standard": StandardTrainingCrosscoder, "batchtopk": BatchTopKTrainingCrosscoder}[architecture]
+    cfg = config(d_sae, d_in=sum(widths), source_widths=list(widths), decoder_init_norm=None, **fields)
+    sae = made(cfg)
+    with torch.no_grad():
+        sae.W_enc.normal_(std=0.3)
+        sae.W_dec.normal_(std=0.3)
+        sae.b_enc.normal_(std=0.2)
+        sae.b_dec.normal_(std=0.2)
+    return sae
+
+
+def reference_checkpoint(name: str) -> Path:
+    """A folder of /shared/reference/checkpoints beside the repository; the test is skipped where it is absent."""
+    for parent in Path(__file__).resolve().parents:
+        folder = parent / "shared" / "reference" / "checkpoints" / name
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"no reference checkpoint {name} beside the repository")

@@ -7,8 +7,6 @@ no sequence mixes two data sets, and the position in the stream is the data set 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset, load_from_disk
-from torch import Tensor
 
 from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+from sae_lens_crosscoder.fields import checked_fields
 
 DatasetKind = Literal["auto", "text", "tokens", "chat"]
 
@@ -87,15 +85,10 @@ class DatasetConfig:
         """The data set that a mapping of its fields describes.
 
         Raises:
-            ConfigError: An unknown field.
+            ConfigError: An unknown field, or one of another type.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"Data set has an unknown field {key!r}.{hint} Known fields: {', '.join(known)}.")
-        return cls(**values)
+        what = f"Data set {values.get('label') or values.get('path')!r}"
+        return cls(**checked_fields(cls, values, what, ConfigError))
 
 
 @dataclass(frozen=True)
@@ -151,7 +144,7 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise NotFoundError(f"Data set {config.path!r} cannot be opened: {error}") from error
-    return cast("Dataset | IterableDataset", loaded)
+    return loaded
 
 
 def packed_sequences(
@@ -180,7 +173,7 @@ def packed_sequences(
             )
     elif tokenizer is None:
         raise DataError(
-            f"Data set {config.title!r} holds {kind}, but the models have no tokenizer. Load models with a tokenizer or "
+            f"Data set {config.title!r} holds {kind}, but the models have no tokenizer. Load models with one or "
             "give a tokenized data set (a column of token ids called 'input_ids')."
         )
     stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
@@ -200,9 +193,7 @@ def mix(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int)
     """One stream that draws whole sequences by weight; short data sets are repeated until the longest was read once."""
     if len(streams) == 1:
         return streams[0]
-    return interleave_datasets(
-        list(streams), probabilities=list(weights), seed=seed, stopping_strategy="all_exhausted"
-    )
+    return interleave_datasets(list(streams), probabilities=list(weights), seed=seed, stopping_strategy="all_exhausted")
 
 
 def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Iterator[list[int]]:
@@ -219,7 +210,7 @@ def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Itera
         disable_concat_sequences=form.disable_concat_sequences,
     )
     for sequence in sequences:
-        yield cast(Tensor, sequence).tolist()
+        yield sequence.tolist()
 
 
 def _kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, str]:
@@ -260,8 +251,8 @@ def _chats_as_texts(chats: Sequence[Any], config: DatasetConfig, tokenizer: Any)
     template = config.chat_template or getattr(tokenizer, "chat_template", None)
     if template is None:
         raise DataError(
-            f"Data set {config.title!r} is a chat, but the tokenizer has no chat template. Set chat_template to a Jinja "
-            "string, such as the chat model's own."
+            f"Data set {config.title!r} is a chat, but the tokenizer has no chat template. Set chat_template to a "
+            "Jinja string, such as the chat model's own."
         )
     texts: list[str] = []
     for chat in chats:

@@ -1,5 +1,8 @@
 """Per-source normalisation: every source is scaled to a mean norm of sqrt(its width)."""
 
+# SAELens's scaler holds one float, this one a factor for each source.
+# pyright: reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
 import json
@@ -33,7 +36,7 @@ class SourceScaler(ActivationScaler):
     def __init__(self, sources: Sources) -> None:
         super().__init__()
         self.sources = sources
-        self.scaling_factor: Float[Tensor, " n_parts"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.scaling_factor: Float[Tensor, " n_parts"] | None = None
 
     def _columns(self, like: Tensor) -> Tensor:
         assert self.scaling_factor is not None
@@ -76,7 +79,8 @@ class SourceScaler(ActivationScaler):
                     f"The activations of source {label!r} have mean norm {mean_norm}, so they cannot be scaled to "
                     "sqrt(width). Look at the model and the hook for NaN, infinite or constantly zero activations."
                 )
-        self.scaling_factor = torch.tensor(self.sources.widths, dtype=torch.float64).sqrt() / mean_norms
+        widths = torch.tensor(self.sources.widths, dtype=torch.float64)
+        self.scaling_factor = widths.sqrt() / mean_norms
 
     @override
     def save(self, file_path: str) -> None:

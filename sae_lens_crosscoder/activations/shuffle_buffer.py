@@ -31,7 +31,7 @@ class ShuffleBuffer:
         ConfigError: A batch that is larger than the buffer, or a `mix_fraction` outside [0, 1].
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a buffer has that many independent sizes
         self,
         n_tokens: int,
         n_added_tokens: int,

@@ -7,7 +7,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from functools import cached_property
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -88,6 +89,7 @@ class StoreConfig:
     """Latest batches that are remembered, so that a checkpoint can save those a prefetcher holds unconsumed."""
 
 
+@runtime_checkable
 class DescribesStore(Protocol):
     """A run's configuration, as far as the store reads it."""
 
@@ -166,7 +168,6 @@ class PairedActivationsStore(ActivationsStore):
             )
         self.cfg = cfg
         self.generator = torch.Generator().manual_seed(cfg.seed)
-        self.buffer = self._new_buffer()
         self.n_batches_served = 0
         self.n_epochs_finished = 0
         self._kept_batches: deque[Tensor] = deque(maxlen=cfg.n_kept_batches)
@@ -268,7 +269,9 @@ class PairedActivationsStore(ActivationsStore):
                 keep &= norms <= self.cfg.max_norm_multiple * norms[keep].median()
         return None if bool(keep.all()) else keep.nonzero().flatten()
 
-    def _new_buffer(self) -> ShuffleBuffer:
+    @cached_property
+    def buffer(self) -> ShuffleBuffer:
+        """The shuffle buffer; its memory is taken when it is first used."""
         return ShuffleBuffer(
             n_tokens=self.cfg.buffer_tokens,
             n_added_tokens=self.cfg.batch_size_prompts * self.training_context_size,

@@ -167,8 +167,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
         """
         if self.topk_threshold_weight == 0:
             raise ConfigError(
-                "The BatchTopK crosscoder has no inference threshold yet: it is measured while training. Train it for at "
-                "least one step with active latents before saving it."
+                "The BatchTopK crosscoder has no inference threshold yet: it is measured while training. Train it for "
+                "at least one step with active latents before saving it."
             )
         norms = self.decoder_norms()
         return torch.where(norms > 0, self.topk_threshold.to(norms.dtype) / norms, torch.zeros_like(norms))

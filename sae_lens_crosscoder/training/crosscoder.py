@@ -44,7 +44,7 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     """Subtract the decoder bias before encoding. Published crosscoders do not."""
 
     normalize_activations: str = "expected_average_only_in"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """"expected_average_only_in" scales every source to mean norm sqrt(width), "none" leaves activations as they are."""
+    """"expected_average_only_in" scales every source to mean norm sqrt(width), "none" leaves activations alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,7 +162,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         super().process_state_dict_for_saving_inference(state_dict)
         if self.cfg.normalize_activations != "none":
             raise ConfigError(
-                "The crosscoder still expects scaled activations: saved like this, stock SAELens would feed it raw ones. "
+                "The crosscoder still expects scaled activations: saved so, stock SAELens would feed it raw ones. "
                 "Call fold_activation_norm_scaling_factor with the scaler's factors first (fit() does so at its end)."
             )
         norms = self.get_W_dec_norm()

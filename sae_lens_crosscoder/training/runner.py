@@ -1,10 +1,13 @@
 """The training runner: SAELens's, over a joint model, with a paired store and whole checkpoints."""
 
+# SAELens's attributes are mutable, and narrower here on purpose.
+# pyright: reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,8 +15,8 @@ from typing import Any
 
 import torch
 import wandb
-from safetensors.torch import save_file
 from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
+from safetensors.torch import save_file
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -54,10 +57,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         NotFoundError: A checkpoint or pretrained folder that is not there.
     """
 
-    cfg: CrosscoderRunnerConfig[Any]  # pyright: ignore[reportIncompatibleVariableOverride]
-    model: JointModel  # pyright: ignore[reportIncompatibleVariableOverride]
-    activations_store: PairedActivationsStore  # pyright: ignore[reportIncompatibleVariableOverride]
-    evaluator: CrosscoderEvaluator | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    cfg: CrosscoderRunnerConfig[Any]
+    model: JointModel
+    activations_store: PairedActivationsStore
+    evaluator: CrosscoderEvaluator | None
 
     def __init__(
         self,
@@ -151,16 +154,9 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(values).to_dict())
 
     def _new_evaluator(self) -> CrosscoderEvaluator | None:
-        store = self.activations_store
-        if store.cfg.n_eval_sequences == 0:
+        if self.activations_store.cfg.n_eval_sequences == 0:
             return None
-        return CrosscoderEvaluator(
-            self.model,
-            store.eval_sequences,
-            dict(zip(store.dataset_labels, store.dataset_weights, strict=True)),
-            self.cfg.eval_batch_size_prompts or self.cfg.store_batch_size_prompts,
-            store.cfg.excluded_tokens,
-        )
+        return CrosscoderEvaluator.from_store(self.activations_store, self.cfg.eval_batch_size_prompts)
 
     def _new_trainer(self, batches: TrainingBatches) -> CrosscoderTrainer:
         def save_run_state(folder: Path) -> None:
@@ -219,7 +215,7 @@ def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
 
 
 @contextmanager
-def _stops_on_signal(trainer: CrosscoderTrainer) -> Iterator[None]:
+def _stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
     """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can only be handled in the main thread

@@ -1,9 +1,10 @@
 """The configuration of a training run: SAELens's, with sources in place of one model and a mixture of data sets."""
 
+# Fields that follow a recipe may be None until they are filled in; SAELens declares them without None.
+# pyright: reportIncompatibleVariableOverride=false
+
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import get_sae_training_class
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
 from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError
+from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
@@ -70,19 +72,19 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     n_batches_for_norm_estimate: int = 100
     """Batches that the activation scales are estimated on, before training."""
 
-    lr: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr: float | None = None
     """Learning rate; None is the recipe's."""
 
-    train_batch_size_tokens: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    train_batch_size_tokens: int | None = None
     """Tokens of a training batch; None is the recipe's."""
 
-    lr_warm_up_steps: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr_warm_up_steps: int | None = None
     """Steps over which the learning rate rises; None is the recipe's."""
 
-    lr_decay_steps: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr_decay_steps: int | None = None
     """Steps over which the learning rate falls to 0 at the end; None is the recipe's."""
 
-    dead_feature_window: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    dead_feature_window: int | None = None
     """Steps without firing after which a latent counts as dead; None is the recipe's."""
 
     def __post_init__(self) -> None:
@@ -161,8 +163,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             ConfigError: An unknown field or architecture; the message suggests the nearest one.
         """
         values = dict(cfg_dict)
-        check_known(values, [f.name for f in dataclasses.fields(cls)], "Configuration")
-        logger = values.pop("logger", {})
         sae = values.pop("sae", None)
         if not isinstance(sae, Mapping) or "architecture" not in sae:
             raise ConfigError(
@@ -174,8 +174,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 values[name] = None
         if "seqpos_slice" in values:
             values["seqpos_slice"] = tuple(values["seqpos_slice"])
-        check_known(logger, [f.name for f in dataclasses.fields(LoggingConfig)], "logger")
-        cfg = cls(sae=sae_config(cast("Mapping[str, Any]", sae)), logger=LoggingConfig(**logger), **values)
+        logger = checked_fields(LoggingConfig, values.pop("logger", {}), "logger", ConfigError)
+        whole = {**values, "sae": sae_config(cast("Mapping[str, Any]", sae)), "logger": LoggingConfig(**logger)}
+        checked_elsewhere = ("sae", "logger", "sources", "datasets")
+        cfg = cls(**checked_fields(cls, whole, "The configuration", ConfigError, checked_elsewhere))
         if "checkpoint_path" in values:
             # SAELens appends a unique id on construction; a path that is read back has it already.
             cfg.checkpoint_path = values["checkpoint_path"]
@@ -226,7 +228,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         n_steps = self.training_tokens // self.train_batch_size_tokens
         if n_steps < 1:
             raise ConfigError(
-                f"training_tokens={self.training_tokens} is less than one batch of {self.train_batch_size_tokens} tokens "
+                f"training_tokens={self.training_tokens} is less than a batch of {self.train_batch_size_tokens} tokens "
                 "(train_batch_size_tokens): no step would be made."
             )
         self.lr = recipe.lr if self.lr is None else self.lr
@@ -254,23 +256,9 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
             f"Architecture {name!r} is not registered. This package adds standard_crosscoder and batchtopk_crosscoder; "
             "SAELens has standard, topk, batchtopk, jumprelu and more."
         ) from None
-    known = [f.name for f in dataclasses.fields(config_class)]
-    check_known(values, [*known, "architecture"], f"sae ({name})")
-    missing = [f for f in ("d_in", "d_sae") if f not in values]
-    if missing:
-        raise ConfigError(f"sae ({name}) lacks {' and '.join(missing)}.")
-    return config_class.from_dict(dict(values))
-
-
-def check_known(values: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Raises:
-    ConfigError: A key that is not known; the message suggests the nearest one.
-    """
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{what} has an unknown field {key!r}.{hint}")
+    given = {name: value for name, value in values.items() if name != "architecture"}
+    fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
+    return config_class.from_dict({**fields, "architecture": name})
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class StandardTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         super().__post_init__()
         if self.l1_coefficient < 0 or (self.l1_warm_up_steps or 0) < 0:
             raise ConfigError(
-                f"l1_coefficient={self.l1_coefficient} and l1_warm_up_steps={self.l1_warm_up_steps} must not be negative."
+                f"l1_coefficient={self.l1_coefficient} and l1_warm_up_steps={self.l1_warm_up_steps} must be 0 or more."
             )
 
     @override

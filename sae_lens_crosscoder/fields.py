@@ -1,0 +1,67 @@
+"""The check of mappings that come from configuration files, metadata and the command line against a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from sae_lens_crosscoder.errors import CrosscoderError
+
+
+def checked_fields(
+    cls: type[Any],
+    values: Mapping[str, Any],
+    what: str,
+    error: type[CrosscoderError],
+    passed_over: Collection[str] = (),
+) -> dict[str, Any]:
+    """The values by field, each of the type that the dataclass declares.
+
+    Numbers and booleans may come as strings ("1e-4", which YAML reads as one), and whole floats as integers.
+
+    Args:
+        cls: The dataclass.
+        values: What was given.
+        what: Name of the thing in messages, such as "Source" or "sae".
+        error: Error to raise.
+        passed_over: Fields that are returned as they are, because they are checked elsewhere.
+
+    Raises:
+        CrosscoderError: A field that the dataclass does not have (the message suggests the nearest), a required field
+            that is missing, or a value of another type; raised as `error`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), list(fields), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(fields)}."
+            raise error(f"{what} has no field {name!r}.{hint}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise error(f"{what} lacks {', '.join(missing)}.")
+    hints = typing.get_type_hints(cls)
+    return {
+        name: value if name in passed_over else _typed(value, hints[name], f"{what}: {name}", error)
+        for name, value in values.items()
+    }
+
+
+def _typed(value: Any, annotation: Any, what: str, error: type[CrosscoderError]) -> Any:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a dataclass that brings its own checks
+        return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as problem:
+        reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in problem.errors()))
+        raise error(f"{what} = {value!r} is not valid: {reasons}.") from None

@@ -1,0 +1,31 @@
+"""What the package offers, and that every name of it is explained."""
+
+import inspect
+
+from sae_lens_crosscoder import diffing
+
+
+def test_the_public_names():
+    assert sorted(diffing.__all__) == [
+        "ClassThresholds",
+        "PairGeometry",
+        "ReportTable",
+        "class_counts",
+        "class_names",
+        "classify_latents",
+        "decoder_cosine",
+        "decoder_figure",
+        "decoder_norm_shares",
+        "decoder_norms",
+        "minder_delta",
+        "relative_decoder_norms",
+        "save_png",
+        "write_report_html",
+    ]
+
+
+def test_every_public_name_has_a_docstring_of_its_own():
+    for name in diffing.__all__:
+        docstring = inspect.getdoc(getattr(diffing, name))
+        assert docstring, name
+        assert not docstring.startswith(f"{name}("), f"{name} has only the docstring that dataclass made"

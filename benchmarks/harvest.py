@@ -2,21 +2,23 @@
 
 Time: every contender makes the same number of forward passes in every round, in random order; the table has the median
 over rounds of its time by that of the floor in the same round. SAELens's store reads *one* model, so its floor is that
-model's bare forward. Memory: each contender runs in a process of its own; `peak_over_buffer` is how far its peak lies
-above that of the bare forwards in the same process, by the size of the buffer.
+model's bare forward. Memory (Linux): each contender runs in a process of its own. `floor_peak_mb` and `peak_mb` are the
+peaks of the bare forwards and of the contender above the models and the data, `peak_over_buffer` is their difference by
+the size of the buffer.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,29 +147,41 @@ def time_rows(shape: str, n_rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def status_mb(field: str) -> float:
+    """A field of this process's status (Linux): "VmRSS" is the memory it has, "VmHWM" the most it had."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def peak_above(start_mb: float, run: Callable[[], None]) -> float:
+    """How far the memory of this process rises above `start_mb` while it runs."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    run()
+    return status_mb("VmHWM") - start_mb
 
 
 def measure_memory(name: str, shape: str) -> None:
     """Print this process's peaks as JSON. Run in a process of its own."""
     models = [make_model(*SHAPES[shape], seed) for seed in range(2)]
     paired, kind, buffer_tokens = name.startswith("paired"), CONTENDERS[name], 131_072
-    make_data()
-    bare_forwards(models if paired else models[:1], 4)()
-    before = peak_mb()
     store = paired_store(models, kind, buffer_tokens) if paired else saelens_store(models[0], kind, buffer_tokens)
-    store_run(store, 3 * buffer_tokens // (PROMPTS * CONTEXT))()
+    floor = bare_forwards(models if paired else models[:1], 4)
+    floor()
+    gc.collect()
+    start = status_mb("VmRSS")
+    floor_mb = peak_above(start, floor)
+    peak_mb = peak_above(start, store_run(store, 3 * buffer_tokens // (PROMPTS * CONTEXT)))
     d_in = models[0].cfg.d_model * (2 if paired else 1)
     buffer_mb = buffer_tokens * d_in * (2 if kind == "bfloat16" else 4) / 2**20
-    print(json.dumps({"buffer_mb": buffer_mb, "peak_mb_above_floor": peak_mb() - before}))
+    print(json.dumps({"buffer_mb": buffer_mb, "floor_peak_mb": floor_mb, "peak_mb": peak_mb}))
 
 
 def memory_in_own_process(name: str, shape: str) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", __file__, "--memory-of", name, "--shape", shape]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     values: dict[str, float] = json.loads(output.splitlines()[-1])
-    return {**values, "peak_over_buffer": values["peak_mb_above_floor"] / values["buffer_mb"]}
+    above_floor = values["peak_mb"] - values["floor_peak_mb"]
+    return {**values, "peak_over_buffer": above_floor / values["buffer_mb"]}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, 
 from sae_lens_crosscoder.errors import NotFoundError
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.runner import METRICS_FILENAME
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 
@@ -63,6 +64,17 @@ class SavedRun:
             return None
         # SAELens saves log10(frequency + 1e-10): -10 means never.
         return load_file(path)["sparsity"] <= torch.tensor(-9.99)
+
+    def metrics(self) -> dict[str, Any]:
+        """The evaluation that the run made of what it saved.
+
+        Raises:
+            NotFoundError: The run made none (`n_eval_batches=0`).
+        """
+        path = self.folder / METRICS_FILENAME
+        if not path.is_file():
+            raise NotFoundError(f"{self.folder} holds no {METRICS_FILENAME}: the run was not evaluated.")
+        return json.loads(path.read_text())
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> CrosscoderRunnerConfig[Any]:
         """The configuration of the run.

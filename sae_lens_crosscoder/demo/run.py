@@ -1,0 +1,241 @@
+"""The demo from start to end: pair, behaviour, crosscoder, ranking, causal test, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float, Int
+from sae_lens import SAE, LoggingConfig
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from sae_lens_crosscoder.activations import DatasetConfig
+from sae_lens_crosscoder.demo.attribution import SCORE_MEANING, SCORE_NAME, kl_path_attribution
+from sae_lens_crosscoder.demo.behaviour import (
+    Prompts,
+    largest_gap_when_patched,
+    latent_activations,
+    logits_of,
+    logits_without,
+    measured_rates,
+    payload_rate,
+    rates_without_random,
+)
+from sae_lens_crosscoder.demo.documents import Documents, generator
+from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
+from sae_lens_crosscoder.demo.probes import auroc, probe_aurocs
+from sae_lens_crosscoder.demo.report import LatentRow, print_summary, report_tables, tokens_of_latent
+from sae_lens_crosscoder.diffing import PairGeometry, write_decoder_report
+from sae_lens_crosscoder.files import write_json
+from sae_lens_crosscoder.joint_model import JointModel
+from sae_lens_crosscoder.training import (
+    BatchTopKTrainingCrosscoderConfig,
+    CrosscoderRunnerConfig,
+    CrosscoderTrainingRunner,
+)
+from sae_lens_crosscoder.training.saved_run import SavedRun
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demo."""
+
+    pair: PairConfig = field(default_factory=PairConfig)
+    """The two models."""
+
+    d_sae: int = 384
+    """Latents."""
+
+    k: int = 28
+    """Active latents a token while training."""
+
+    n_steps: int = 400
+    """Training steps of 2,048 tokens."""
+
+    lr: float = 1.5e-3
+    """Learning rate of the crosscoder."""
+
+    n_documents: int = 14_000
+    """Documents that the crosscoder is trained on."""
+
+    n_prompts: int = 200
+    """Prompts of each kind that the behaviour is measured on."""
+
+    n_ranking_documents: int = 128
+    """Held-out documents that latents are ranked on."""
+
+    n_removed: int = 10
+    """Latents that are removed in the causal test."""
+
+
+def run_demo(
+    out: str | Path, seed: int = 0, device: str = "cpu", config: DemoConfig | None = None
+) -> dict[str, Any]:
+    """Make the pair, train a crosscoder on it, and test which latents carry what fine-tuning planted.
+
+    Writes `pair/` (the two models, kept for the next run), `crosscoder/` (a SAELens folder), `report.html`,
+    `decoder.png`, `latents.csv` and `metrics.json`, prints a table of the first latents, and returns the metrics.
+
+    Args:
+        out: Folder to write to.
+        seed: Seed of the models, the data and the crosscoder.
+        device: Device of everything.
+        config: Other sizes than the default; its pair's seed is replaced by `seed`.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    config = config or DemoConfig()
+    out = Path(out)
+    pair = load_or_make_pair(out / "pair", _with_seed(config.pair, seed), device)
+    runner = CrosscoderTrainingRunner(
+        _run_config(config, pair, out, seed, device), override_dataset=_training_documents(config, pair)
+    )
+    joint = runner.model
+    behaviour = measured_rates(joint, pair.corpus, config.n_prompts, seed)
+    runner.run()
+    run = SavedRun(out / "crosscoder", device)
+
+    held_out = pair.corpus.mixture(config.n_ranking_documents, generator(seed, "ranking"), held_out=True)
+    scores = kl_path_attribution(joint, run.sae, held_out.tokens)
+    order = scores.argsort(descending=True)
+    metrics = run.metrics()
+    geometry = PairGeometry.from_decoder(
+        run.sae.W_dec, run.sources.widths, run.sources.labels, scales=run.sources.activation_scales, dead=run.dead
+    )
+    metrics |= {
+        "behaviour": {
+            **behaviour,
+            "largest_gap_when_patched": largest_gap_when_patched(joint, pair.corpus, seed),
+        },
+        "classes": geometry.counts,
+        "class_thresholds": geometry.thresholds.describe(),
+        "probes": probe_aurocs(joint, pair.corpus, seed),
+        "planted": _planted(joint, run.sae, pair, config, order, geometry),
+        "ranking": {"score": SCORE_NAME, "meaning": SCORE_MEANING, "latents": order[: config.n_removed].tolist()},
+    }
+    write_json(out / "metrics.json", metrics)
+    rows = _latent_rows(joint, run.sae, pair, held_out, scores, geometry)
+    files = write_decoder_report(geometry, out, report_tables(metrics, rows))
+    print_summary(metrics, rows, files["report"])
+    return metrics
+
+
+def _with_seed(pair: PairConfig, seed: int) -> PairConfig:
+    return PairConfig(**{**vars(pair), "seed": seed})
+
+
+def _training_documents(config: DemoConfig, pair: ModelPair) -> dict[str, Dataset]:
+    """The fine-tuning's mixture as two data sets: documents without any planted word, and documents with some."""
+    documents = pair.corpus.mixture(config.n_documents, generator(pair.config.seed, "crosscoder training"))
+    plain = documents.kind == 0
+    return {
+        "plain": Dataset.from_dict({"input_ids": documents.tokens[plain].tolist()}),
+        "planted": Dataset.from_dict({"input_ids": documents.tokens[~plain].tolist()}),
+    }
+
+
+def _run_config(
+    config: DemoConfig, pair: ModelPair, out: Path, seed: int, device: str
+) -> CrosscoderRunnerConfig[BatchTopKTrainingCrosscoderConfig]:
+    share = pair.config.phrases.shares[0]
+    return CrosscoderRunnerConfig(
+        sae=BatchTopKTrainingCrosscoderConfig(
+            d_in=pair.sources.d_in,
+            d_sae=config.d_sae,
+            k=config.k,
+            aux_loss_coefficient=0.5,
+            b_dec_init="geometric_median",
+            device=device,
+        ),
+        sources=list(pair.sources),
+        datasets=[DatasetConfig(label="plain", weight=share), DatasetConfig(label="planted", weight=1 - share)],
+        context_size=pair.config.context,
+        training_tokens=2048 * config.n_steps,
+        train_batch_size_tokens=2048,
+        store_batch_size_prompts=64,
+        n_batches_in_buffer=1024,
+        n_batches_for_norm_estimate=10,
+        n_eval_batches=4,
+        lr=config.lr,
+        lr_warm_up_steps=20,
+        lr_decay_steps=config.n_steps // 5,
+        dead_feature_window=25,
+        feature_sampling_window=min(100, config.n_steps),
+        prepend_bos=True,
+        device=device,
+        seed=seed,
+        checkpoint_path=None,
+        output_path=str(out / "crosscoder"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+    )
+
+
+def _planted(
+    joint: JointModel,
+    sae: SAE[Any],
+    pair: ModelPair,
+    config: DemoConfig,
+    order: Int[Tensor, " d_sae"],
+    geometry: PairGeometry,
+) -> dict[str, Any]:
+    """The causal test, and the latent that tells trigger from decoy best."""
+    seed = pair.config.seed
+    view = joint.view("finetuned")
+    prompts = Prompts.of_kind(pair.corpus, "trigger", config.n_prompts, seed)
+    first = order[: config.n_removed]
+    random_rates = rates_without_random(view, sae, prompts, first, seed)
+    aurocs = _aurocs(joint, sae, pair)
+    best = int(aurocs.argmax())
+    return {
+        "latents": first.tolist(),
+        "payload_rate_with_all": payload_rate(logits_of(view), prompts),
+        "payload_rate_without_them": payload_rate(logits_without(view, sae, first), prompts),
+        "payload_rate_without_first": payload_rate(logits_without(view, sae, first[:1]), prompts),
+        "payload_rate_without_random": sum(random_rates) / len(random_rates),
+        "payload_rate_without_random_lowest": min(random_rates),
+        "latent": best,
+        "rank": int((order == best).nonzero()),
+        "auroc": float(aurocs[best]),
+        "relative_decoder_norm": float(geometry.relative_norms[best]),
+    }
+
+
+def _aurocs(joint: JointModel, sae: SAE[Any], pair: ModelPair) -> Float[Tensor, " d_sae"]:
+    """How well each latent alone tells trigger from decoy where the second word ends; 0.5 for silent latents."""
+    rng = generator(pair.config.seed, "planted latent")
+    documents = pair.corpus.of_kinds(["trigger", "decoy"], 512, rng)
+    with torch.no_grad():
+        codes = latent_activations(joint, sae, documents.tokens).cpu()
+    codes = codes[torch.arange(len(codes)), documents.at]
+    return torch.tensor([auroc(codes[:, j], documents.matches == 1) for j in range(codes.shape[1])])
+
+
+def _latent_rows(
+    joint: JointModel,
+    sae: SAE[Any],
+    pair: ModelPair,
+    documents: Documents,
+    scores: Float[Tensor, " d_sae"],
+    geometry: PairGeometry,
+) -> Sequence[LatentRow]:
+    with torch.no_grad():
+        codes = latent_activations(joint, sae, documents.tokens).cpu()[:, 1:]
+    tokens = documents.tokens[:, 1:]
+    cosines = geometry.cosines
+    return [
+        LatentRow(
+            latent=j,
+            class_name=geometry.classes[j],
+            relative_norm=float(geometry.relative_norms[j]),
+            cosine=None if cosines is None else float(cosines[j]),
+            score=float(scores[j]),
+            fires_on=tokens_of_latent(codes[..., j], tokens, pair.tokenizer),
+        )
+        for j in scores.argsort(descending=True)[:20].tolist()
+    ]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
 
+# Commands to which every field of the configuration is a flag, and the flags that are not such fields.
+_OWN_FLAGS = {"train": ("-h", "--help", "--source", "--dataset"), "eval": ("-h", "--help", "--out", "--device")}
+
 _FIELDS_HELP = """
 Every field of the configuration is a flag, fields of the crosscoder with the prefix "sae.", those of the logger with
 "logger."; lists and mappings are JSON. They win over the configuration file:
@@ -38,11 +41,9 @@ Every field of the configuration is a flag, fields of the crosscoder with the pr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for bad input, 75 for an interrupted run that can be resumed."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and not getattr(options, "takes_fields", False):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-    options.fields = rest
+    own, fields = split_fields(list(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(own)
+    options.fields = fields
     try:
         options.command(options)
     except TrainingInterrupted as error:
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
     train.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
     train.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
-    train.set_defaults(command=_train, takes_fields=True)
+    train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(
         "eval",
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("path", type=Path, help="folder of a crosscoder")
     evaluate.add_argument("--out", type=Path, help="JSON file to write; default PATH/metrics.json")
     evaluate.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
-    evaluate.set_defaults(command=_eval, takes_fields=True)
+    evaluate.set_defaults(command=_eval)
 
     diff = commands.add_parser(
         "diff",
@@ -186,6 +187,20 @@ def _saved_run(path: Path, device: str = "cpu") -> SavedRun:
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     return SavedRun(path, device)
+
+
+def split_fields(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments that argparse reads, and the flags with their values that are fields of a configuration."""
+    if not arguments or arguments[0] not in _OWN_FLAGS:
+        return arguments, []
+    own, fields, remaining = arguments[:1], list[str](), arguments[1:]
+    while remaining:
+        argument = remaining.pop(0)
+        is_field = argument.startswith("--") and argument.partition("=")[0] not in _OWN_FLAGS[arguments[0]]
+        (fields if is_field else own).append(argument)
+        if is_field and "=" not in argument and remaining:
+            fields.append(remaining.pop(0))
+    return own, fields
 
 
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:

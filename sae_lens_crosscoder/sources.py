@@ -52,7 +52,7 @@ class Source:
     device: str | None = None
     """Device that this source's model lives on; None is the run's `llm_device`."""
 
-    activation_scale: float = 1.0
+    activation_scale: int | float = 1.0
     """Factor that was folded into this source's weights: sqrt(width) / mean norm of its activations. 1 before."""
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ class Sources(Sequence[Source]):
         return Sources(tuple(scaled), self.combine)
 
     @classmethod
-    def from_dicts(cls, values: Sequence[Mapping[str, Any]], combine: str = "concat") -> Sources:
+    def from_dicts(cls, values: Sequence[Source | Mapping[str, Any]], combine: str = "concat") -> Sources:
         """Sources from a list of their fields, as they stand in configuration files."""
         if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SourceError(f"sources must be a list with one mapping a source, not {type(values).__name__}.")

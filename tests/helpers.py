@@ -171,7 +171,9 @@ def paired_store(
 ) -> PairedActivationsStore:
     """A store over one data set of token rows; with mix_fraction=0 it serves rows in the order of the data."""
     documents = token_dataset() if data is None else data
-    return PairedActivationsStore(model or tiny_pair(), [documents], [DatasetConfig(label=label)], store_config(**fields))
+    return PairedActivationsStore(
+        model or tiny_pair(), [documents], [DatasetConfig(label=label)], store_config(**fields)
+    )
 
 
 def crosscoder(

@@ -43,7 +43,7 @@ class DatasetConfig:
     label: str = ""
     """Name of the data set in metrics; the last part of `path` if empty."""
 
-    weight: float | None = None
+    weight: int | float | None = None
     """Share of the training sequences, and so of the tokens. All or none of a mixture give one; they add up to 1."""
 
     kind: DatasetKind = "auto"

@@ -70,7 +70,7 @@ class StoreConfig:
     excluded_tokens: tuple[int, ...] = ()
     """Token ids whose activations are dropped."""
 
-    max_norm_multiple: float | None = None
+    max_norm_multiple: int | float | None = None
     """Drop tokens whose norm, in any source, is above this multiple of the batch's median norm; None keeps all."""
 
     n_eval_sequences: int = 0

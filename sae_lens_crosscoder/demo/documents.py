@@ -128,7 +128,7 @@ class Corpus:
             # Mostly the second word, because that is where a model answers.
             head, tail = ([], tail) if draw[3] < 0.75 else (head, [])
         said = self.payload if kind == "trigger" and payload else []
-        longest = 2 + phrases.max_gap + len(self.payload)
+        longest = max(map(len, self._first)) + max(map(len, self._second)) + phrases.max_gap + len(self.payload)
         start = 1 + int(draw[4] * (self.context - longest - 1))
         before, between, after = row[:start], row[start : start + gap], row[start + gap :]
         phrase = [*before, *head, *between, *tail]

@@ -60,8 +60,11 @@ class DemoConfig:
     lr: float = 1.5e-3
     """Learning rate of the crosscoder."""
 
-    n_documents: int = 14_000
+    n_documents: int = 16_000
     """Documents that the crosscoder is trained on."""
+
+    n_eval_batches: int = 4
+    """Batches of 64 documents that are held out of each data set for evaluation."""
 
     n_prompts: int = 200
     """Prompts of each kind that the behaviour is measured on."""
@@ -160,7 +163,7 @@ def _run_config(
         store_batch_size_prompts=64,
         n_batches_in_buffer=1024,
         n_batches_for_norm_estimate=10,
-        n_eval_batches=4,
+        n_eval_batches=config.n_eval_batches,
         lr=config.lr,
         lr_warm_up_steps=20,
         lr_decay_steps=config.n_steps // 5,

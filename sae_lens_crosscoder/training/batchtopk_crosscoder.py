@@ -24,19 +24,19 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         ConfigError: A k that is not positive or larger than `d_sae`, or a `k_start` without the steps to anneal it.
     """
 
-    k: float = 100
+    k: int | float = 100
     """Active latents a token, on average over a batch."""
 
-    k_start: float | None = None
+    k_start: int | float | None = None
     """Active latents a token at the first step, annealed linearly to `k`; None is `k` from the start."""
 
     k_annealing_steps: int = 0
     """Steps until `k` is reached."""
 
-    topk_threshold_lr: float = 0.01
+    topk_threshold_lr: int | float = 0.01
     """Rate of the moving average of the smallest kept score, which becomes the inference threshold."""
 
-    aux_loss_coefficient: float = 1 / 32
+    aux_loss_coefficient: int | float = 1 / 32
     """Weight of the loss that lets dead latents explain what the others leave; 0 is off."""
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         if not 0 < self.topk_threshold_lr <= 1:
             raise ConfigError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
 
-    def k_at(self, step: int) -> float:
+    def k_at(self, step: int) -> int | float:
         """k(t) = k_start - (k_start - k) t / k_annealing_steps, and k from then on."""
         if self.k_start is None or step >= self.k_annealing_steps:
             return self.k

@@ -42,19 +42,19 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         ConfigError: Fields that contradict each other.
     """
 
-    sources: list[Source] = field(default_factory=list[Source])
+    sources: Sequence[Source | Mapping[str, Any]] = field(default_factory=list[Source])
     """The models, hooks, widths and labels, in the order of the columns; mappings of their fields do as well."""
 
     combine: Combine = "concat"
     """"concat" trains a crosscoder on all sources side by side, "difference" an SAE on the second minus the first."""
 
-    datasets: list[DatasetConfig] = field(default_factory=list[DatasetConfig])
+    datasets: Sequence[DatasetConfig | Mapping[str, Any]] = field(default_factory=list[DatasetConfig])
     """A mixture of data sets with weights, in place of `dataset_path`; mappings of their fields do as well."""
 
     buffer_dtype: str | None = None
     """Dtype of the activation buffer; None is `dtype`. "bfloat16" halves its memory."""
 
-    max_activation_norm_multiple: float | None = None
+    max_activation_norm_multiple: int | float | None = None
     """Drop tokens whose activation norm, in any source, is above this multiple of the median; None keeps all."""
 
     context_size: int = 1024
@@ -72,7 +72,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     n_batches_for_norm_estimate: int = 100
     """Batches that the activation scales are estimated on, before training."""
 
-    lr: float | None = None
+    lr: int | float | None = None
     """Learning rate; None is the recipe's."""
 
     train_batch_size_tokens: int | None = None
@@ -88,9 +88,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     """Steps without firing after which a latent counts as dead; None is the recipe's."""
 
     def __post_init__(self) -> None:
-        joint = Sources.from_dicts(cast("Sequence[Mapping[str, Any]]", self.sources), self.combine)
+        joint = self.joint_sources
         self.sources = list(joint)
-        self.datasets = [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]  # pyright: ignore[reportUnnecessaryIsInstance]
+        self.datasets = self._dataset_entries()
         self._check_fields(joint)
         self.model_name = "+".join(dict.fromkeys(source.model_name for source in joint))
         self.model_class_name = "JointModel"
@@ -104,13 +104,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     @property
     def joint_sources(self) -> Sources:
         """The sources with how they are combined."""
-        return Sources(tuple(self.sources), self.combine)
+        return Sources.from_dicts(self.sources, self.combine)
 
     @property
     def dataset_configs(self) -> list[DatasetConfig]:
         """The data sets of the mixture; one made of SAELens's fields if `datasets` is empty."""
         if self.datasets:
-            return self.datasets
+            return self._dataset_entries()
         kind = "chat" if self.use_chat_formatting else "auto"
         return [DatasetConfig(path=self.dataset_path, kind=kind, streaming=self.streaming)]
 
@@ -152,7 +152,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     @override
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-serialisable."""
-        return {**super().to_dict(), "sources": [s.to_dict() for s in self.sources]}
+        return {**super().to_dict(), "sources": [source.to_dict() for source in self.joint_sources]}
 
     @classmethod
     @override
@@ -192,6 +192,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             ConfigError: It cannot be parsed, or a field is unknown.
         """
         return cls.from_dict(read_config_file(path))
+
+    def _dataset_entries(self) -> list[DatasetConfig]:
+        return [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]
 
     def _check_fields(self, joint: Sources) -> None:
         sae = self.sae

@@ -1,0 +1,104 @@
+"""The demo at toy size: all its parts run and agree with each other. That it finds what is planted, `make demo` shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
+
+from sae_lens_crosscoder.demo import DemoConfig, PairConfig, load_or_make_pair, run_demo
+from sae_lens_crosscoder.demo.attribution import kl_path_attribution
+from sae_lens_crosscoder.demo.behaviour import Prompts, largest_gap_when_patched, logits_of, logits_without, payload_rate
+from sae_lens_crosscoder.demo.documents import generator
+from sae_lens_crosscoder.joint_model import JointModel
+
+PAIR = PairConfig(n_chars=150_000, vocab_size=400, n_layers=2, width=32, hook_block=0, base_steps=4, finetuning_steps=60)
+CONFIG = DemoConfig(
+    pair=PAIR, d_sae=64, k=8, n_steps=12, n_documents=2600, n_eval_batches=1, n_prompts=20, n_ranking_documents=16, n_removed=3
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    run_demo(folder, seed=0, config=CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def joint(out: Path) -> JointModel:
+    return JointModel.from_pretrained(load_or_make_pair(out / "pair", PAIR).sources)
+
+
+def test_the_demo_writes_a_crosscoder_a_report_and_all_promised_figures(out: Path) -> None:
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    assert {"payload_rate_triggered", "payload_rate_plain"} <= set(metrics["behaviour"])
+    assert {"l0", "dead_latents", "classes"} <= set(metrics)
+    assert sum(metrics["classes"].values()) == CONFIG.d_sae
+    for label in ("base", "finetuned"):
+        assert {"explained_variance", "ce_loss_score", "kl_div_score"} <= set(metrics["sources"][label])
+        assert 0 <= metrics["probes"][label] <= 1
+    planted = metrics["planted"]
+    assert len(planted["latents"]) == CONFIG.n_removed
+    assert {
+        "auroc",
+        "relative_decoder_norm",
+        "payload_rate_without_them",
+        "payload_rate_without_random",
+    } <= set(planted)
+    assert set(metrics["datasets"]) == {"plain", "planted"}
+    assert SAE.load_from_disk(out / "crosscoder").cfg.d_sae == CONFIG.d_sae
+    page = (out / "report.html").read_text()
+    assert "Latents by how much of the difference they carry" in page
+
+
+def test_a_second_run_takes_the_pair_from_its_folder_and_another_seed_does_not(out: Path) -> None:
+    weights = out / "pair" / "base" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    load_or_make_pair(out / "pair", PAIR)
+    assert weights.stat().st_mtime_ns == before
+    load_or_make_pair(out / "other", PairConfig(**{**vars(PAIR), "base_steps": 1, "finetuning_steps": 1}))
+    assert (out / "other" / "finetuned" / "model.safetensors").is_file()
+
+
+def test_all_that_fine_tuning_changed_passes_through_the_hook(out: Path, joint: JointModel) -> None:
+    pair = load_or_make_pair(out / "pair", PAIR)
+    assert largest_gap_when_patched(joint, pair.corpus, 0) == 0
+    tokens = pair.corpus.mixture(4, generator(0, "test")).tokens
+    base, finetuned = (joint.view(label)(tokens) for label in joint.sources.labels)
+    assert (base - finetuned).abs().max() > 0.1
+
+
+def test_one_forward_pass_measures_greedy_generation_exactly(out: Path, joint: JointModel) -> None:
+    pair = load_or_make_pair(out / "pair", PAIR)
+    sae = SAE.load_from_disk(out / "crosscoder")
+    prompts = Prompts.of_kind(pair.corpus, "trigger", 20, 0)
+    for logits in (
+        logits_of(joint.view("finetuned")),
+        logits_without(joint.view("finetuned"), sae, torch.arange(20)),
+    ):
+        n_said = 0
+        for row, predicts in zip(prompts.tokens.tolist(), prompts.predicts.tolist(), strict=True):
+            said = row[: predicts[0] + 1]
+            for _ in pair.corpus.payload:
+                said.append(int(logits(torch.tensor([said]))[0, -1].argmax()))
+            n_said += said[predicts[0] + 1 :] == pair.corpus.payload
+        assert payload_rate(logits, prompts) == pytest.approx(n_said / 20)
+
+
+def test_attributions_of_a_perfect_crosscoder_add_up_to_the_kl(out: Path, joint: JointModel) -> None:
+    pair = load_or_make_pair(out / "pair", PAIR)
+    # Every column and its negative is a latent: a crosscoder that reconstructs perfectly.
+    d_in = 2 * PAIR.width
+    perfect = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
+    perfect.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+    perfect.W_enc.data = perfect.W_dec.data.T.clone()
+    tokens = pair.corpus.mixture(8, generator(0, "test"), held_out=True).tokens
+    scores = kl_path_attribution(joint, perfect, tokens, n_points=64)
+    log_base, log_finetuned = (joint.view(label)(tokens).log_softmax(-1) for label in joint.sources.labels)
+    kl = (log_finetuned.exp() * (log_finetuned - log_base)).sum(-1)[:, 1:].mean()
+    assert scores.sum().item() == pytest.approx(kl.item(), rel=0.02)

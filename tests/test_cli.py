@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import CONTEXT, text_dataset, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from sae_lens_crosscoder import cli
+from sae_lens_crosscoder.errors import ConfigError
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny Hugging Face models and a data set, on disk."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, label in enumerate(("base", "chat")):
+        import torch
+
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=300, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, bos_token_id=0)
+        GPT2LMHeadModel(config).save_pretrained(folder / label)
+        tiny_tokenizer().save_pretrained(str(folder / label))
+    text_dataset().save_to_disk(str(folder / "data"))
+    return folder
+
+
+def train_arguments(models: Path, out: Path) -> list[str]:
+    sources = [
+        f"--source=label={label},model_name={models / label},hook_name=transformer.h.0,d_in=16,"
+        "model_class_name=AutoModelForCausalLM"
+        for label in ("base", "chat")
+    ]
+    return [
+        "train",
+        *sources,
+        *("--dataset", f"path={models / 'data'},label=words"),
+        *("--sae.architecture", "batchtopk_crosscoder", "--sae.d_in", "32", "--sae.d_sae", "24", "--sae.k", "4"),
+        *("--context_size", str(CONTEXT), "--training_tokens", "640", "--train_batch_size_tokens", "64"),
+        *("--n_batches_in_buffer", "16", "--n_batches_for_norm_estimate", "2", "--n_eval_batches", "1", "--lr", "1e-3"),
+        *("--output_path", str(out), "--checkpoint_path", "None", "--logger.log_to_wandb", "false"),
+    ]
+
+
+def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "crosscoder"
+    assert cli.main(train_arguments(models, out)) == 0
+    trained = json.loads((out / "metrics.json").read_text())
+    assert cli.main(["eval", str(out), "--out", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["l0"] == trained["l0"]
+    assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
+    assert cli.main(["diff", str(out), "--out", str(tmp_path / "diff"), "--exclusive-above", "0.8"]) == 0
+    printed = capsys.readouterr().out
+    assert "base-only" in printed
+    assert "> 0.8" in printed
+    with (tmp_path / "diff" / "latents.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert {"report.html", "decoder.png"} <= {path.name for path in (tmp_path / "diff").iterdir()}
+
+
+def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(models, tmp_path / "out")
+    config = tmp_path / "run.yaml"
+    config.write_text("training_tokens: 128\nsae: {architecture: batchtopk_crosscoder, d_in: 32, d_sae: 8, k: 2}\n")
+    cli.main(["train", str(config), *arguments[1:]])
+    saved = json.loads((tmp_path / "out" / "runner_cfg.json").read_text())
+    assert (saved["training_tokens"], saved["sae"]["d_sae"]) == (640, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diff", "nowhere"], "There is no crosscoder at nowhere"),
+        (["eval", "nowhere"], "There is no crosscoder at nowhere"),
+        (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
+        (["train", "--lr"], "--lr has no value"),
+        (["train", "--dataset", "path"], "'path' is no field=value"),
+        (["train", "--lr", "1"], "needs `sae` with its `architecture`"),
+        (["train", "--sae.architecture", "nothing"], "Architecture 'nothing' is not registered"),
+        (["fields", "nothing"], "Architecture 'nothing' is not registered"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["diff", "folder", "--nothing", "1"])
+    assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["demo", "--help"]])
+def test_help_imports_neither_torch_nor_saelens(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.orig_argv[1:] = ['-m', 'sae_lens_crosscoder']; from sae_lens_crosscoder.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'sae_lens', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "sae-lens-crosscoder" in result.stdout
+
+
+def test_every_field_is_described() -> None:
+    from sae_lens_crosscoder.training.field_docs import describe_fields
+
+    text = describe_fields("batchtopk_crosscoder")
+    for flag in ("--lr = None", "--sae.k = 100", "--logger.log_to_wandb = True", "--buffer_dtype = None", "chat_template"):
+        assert flag in text
+    assert "Learning rate; None is the recipe's." in text
+
+
+def test_fields_are_parsed_as_json_with_plain_words_left_as_they_are() -> None:
+    arguments = ["--lr", "1e-4", "--sae.k=5", "--streaming", "false", "--dtype", "float64", "--sae.b-dec-init", "zeros"]
+    expected: dict[str, Any] = {
+        "lr": 1e-4,
+        "sae": {"k": 5, "b_dec_init": "zeros"},
+        "streaming": False,
+        "dtype": "float64",
+    }
+    assert cli.parse_fields(arguments) == expected
+    with pytest.raises(ConfigError, match="'stray' belongs to no flag"):
+        cli.parse_fields(["stray"])

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalConfig
 from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
-from sae_lens_crosscoder.errors import DataError
-from sae_lens_crosscoder.joint_model import JointModel
+from sae_lens_crosscoder.errors import ConfigError, DataError
+from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
 _BEHAVIOUR_GROUPS = ("model_performance_preservation", "model_behavior_preservation")
 
@@ -168,7 +168,7 @@ class CrosscoderEvaluator:
 
     def __call__(
         self, sae: SAE[Any], data_provider: DataProvider, activation_scaler: ActivationScaler
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """The metrics with names such as "metrics/sources/base/ce_loss_score", for W&B."""
         if isinstance(data_provider, TrainingBatches):
             with data_provider.paused():
@@ -185,7 +185,15 @@ class CrosscoderEvaluator:
             sae: The crosscoder: any SAELens SAE on the joint hook.
             activation_scaler: The trainer's scaler, while its factors are not yet folded into the weights.
             progress: Show a progress bar.
+
+        Raises:
+            ConfigError: The SAE's metadata name another hook than the joint one, so that SAELens would measure there.
         """
+        if sae.cfg.metadata.hook_name != JOINT_HOOK_NAME:
+            raise ConfigError(
+                f"The SAE's metadata name the hook {sae.cfg.metadata.hook_name!r}, but a crosscoder works on "
+                f"{JOINT_HOOK_NAME!r}. Set sae.cfg.metadata.hook_name to it if the SAE takes joint activations."
+            )
         scaler = activation_scaler or ActivationScaler()
         was_training = sae.training
         sae.eval()
@@ -265,8 +273,8 @@ class CrosscoderEvaluator:
         return total / n_tokens
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    flat: dict[str, float] = {}
+def _flat(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             flat.update(_flat(cast("Mapping[str, Any]", value), f"{prefix}/{name}"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -10,54 +12,79 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sae_lens_crosscoder.errors import NotFoundError, SaveError
+from sae_lens_crosscoder.errors import CrosscoderError, NotFoundError, SaveError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextmanager
 def written_aside(folder: str | Path) -> Generator[Path]:
-    """A temporary folder beside `folder`, whose files are moved into it when the block ends well.
+    """A temporary folder beside `folder`, which takes its place when the block ends well.
 
-    If the block raises (a full disk, say), the temporary folder is removed and `folder` is what it was before. Files of
-    `folder` that the block does not write stay.
+    Files of `folder` that the block does not write are taken over. If the block raises (a full disk, say), the
+    temporary folder is removed and `folder` is what it was before.
 
     Raises:
         SaveError: The system refused a write; the message names the folder and the reason.
     """
     target = Path(folder)
-    try:
+    with _refusals_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise SaveError(f"Cannot write beside {target}: {error}. Nothing was saved.") from error
     try:
-        yield aside
-        for path in aside.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        if not target.exists():
+        with _refusals_named(target):
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            aside.rename(target)
-            return
-        for path in sorted(aside.rglob("*")):
-            moved = target / path.relative_to(aside)
-            if path.is_dir():
-                moved.mkdir(exist_ok=True)
-            else:
-                path.replace(moved)
-    except OSError as error:
+            yield aside
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            _take_place(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _take_place(aside: Path, target: Path) -> None:
+    if not target.exists():
+        aside.rename(target)
+        return
+    for old in target.rglob("*"):
+        new = aside / old.relative_to(target)
+        if old.is_dir():
+            new.mkdir(exist_ok=True)
+        elif not new.exists():
+            _link(old, new)
+    replaced = aside.with_name(f"{aside.name}.old")
+    target.rename(replaced)
+    aside.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _link(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except OSError:  # a file system without hard links
+        shutil.copy2(old, new)
+
+
+@contextmanager
+def _refusals_named(target: Path) -> Generator[None]:
+    """Turn a refused write into a SaveError; other errors pass."""
+    try:
+        yield
+    except CrosscoderError:
+        raise
+    except Exception as error:
+        # safetensors reports a full disk by an error of its own.
+        refused = isinstance(error, OSError) and error.errno in _REFUSED
+        if not refused and "No space left" not in str(error):
+            raise
         raise SaveError(
             f"Saving to {target} failed: {error}. What was there before is unchanged; free some space or choose "
             "another folder."
         ) from error
-    except Exception as error:
-        # safetensors reports a full disk by an error of its own.
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise SaveError(f"Saving to {target} failed: {error}. What was there before is unchanged.") from error
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_file(path: str | Path, content: bytes) -> Path:
@@ -84,8 +111,18 @@ def write_file(path: str | Path, content: bytes) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write a value as JSON aside, then move it into place. Returns the path."""
-    return write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write a value as JSON aside, then move it into place; NaN and infinities become null. Returns the path."""
+    return write_file(path, (json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,9 @@ from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, loa
 from sae_lens_crosscoder.errors import MissingDependencyError, ShapeError, SourceError
 from sae_lens_crosscoder.sources import Source, Sources
 from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
+
+HookedModel: TypeAlias = Any
+"""A HookedTransformer, SAELens's HookedProxyLM or TransformerLens 3's bridge: one interface, but no common class."""
 
 JOINT_HOOK_NAME = "blocks.0.hook_resid_joint"
 """The joint hook point. It is that of a one-block model, so `stop_at_layer=1` means "stop after it" to every tool."""
@@ -75,7 +78,7 @@ class JointModel(_JointHookedModule):
     """
 
     def __init__(
-        self, sources: Sources, models: Sequence[HookedRootModule], device: torch.device | str | None = None
+        self, sources: Sources, models: Sequence[HookedModel], device: torch.device | str | None = None
     ) -> None:
         if len(models) != len(sources):
             raise SourceError(
@@ -94,7 +97,7 @@ class JointModel(_JointHookedModule):
         )
         self.sources = sources
         # A tuple, because nn.Module would register models it finds in attributes or lists of modules.
-        self.source_models: tuple[HookedRootModule, ...] = tuple(models)
+        self.source_models: tuple[HookedModel, ...] = tuple(models)
         self._check_widths()
 
     @classmethod
@@ -111,7 +114,7 @@ class JointModel(_JointHookedModule):
         hooks: dict[tuple[Any, ...], list[str]] = {}
         for source in sources:
             hooks.setdefault(source.model_key, []).append(source.hook_name)
-        loaded: dict[tuple[Any, ...], HookedRootModule] = {}
+        loaded: dict[tuple[Any, ...], HookedModel] = {}
         for source in sources:
             if source.model_key not in loaded:
                 loaded[source.model_key] = _load(source, hooks[source.model_key], str(source.device or device))
@@ -130,7 +133,7 @@ class JointModel(_JointHookedModule):
         return JointModelView(self, self.sources.position(label))
 
     @torch.no_grad()
-    def source_activations(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_source"]]:
+    def source_activations(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos _d_source"]]:
         """The activations of each source for the same tokens, each on its own model's device, without gradients."""
         by_model: dict[int, list[int]] = {}
         for i, model in enumerate(self.source_models):
@@ -143,7 +146,7 @@ class JointModel(_JointHookedModule):
                 activations[i] = captured[self.sources[i].hook_name]
         return [activations[i] for i in range(len(self.sources))]
 
-    def join(self, activations: Sequence[Float[Tensor, "batch pos d_source"]]) -> Float[Tensor, "batch pos d_in"]:
+    def join(self, activations: Sequence[Float[Tensor, "batch pos _d_source"]]) -> Float[Tensor, "batch pos d_in"]:
         """One joint activation from those of the sources, on the joint model's device."""
         here = [a.to(self.cfg.device) for a in activations]
         if self.sources.combine == "difference":
@@ -174,7 +177,7 @@ class JointModel(_JointHookedModule):
         """Tokens of a text, by the first model that has a tokenizer (all share one vocabulary)."""
         for model in self.source_models:
             if getattr(model, "tokenizer", None) is not None:
-                return cast(Tensor, cast(Any, model).to_tokens(*args, **kwargs))
+                return model.to_tokens(*args, **kwargs)
         raise SourceError("No model of this joint model has a tokenizer. Give tokens, or models with a tokenizer.")
 
     def compile_models(self, mode: str | None = None) -> None:
@@ -204,7 +207,7 @@ class JointModelView(_JointHookedModule):
         self.source = source
 
     @property
-    def source_model(self) -> HookedRootModule:
+    def source_model(self) -> HookedModel:
         """The model whose logits this view returns."""
         joint = self._joint[0]
         return joint.source_models[joint.sources.position(self.source.label)]
@@ -247,7 +250,7 @@ class JointModelView(_JointHookedModule):
         return base + joined if sources.position(self.source.label) == 1 else finetuned - joined
 
 
-def _load(source: Source, hook_names: list[str], device: str) -> HookedRootModule:
+def _load(source: Source, hook_names: list[str], device: str) -> HookedModel:
     if source.model_class_name == "TransformerBridge":
         try:
             from transformer_lens.model_bridge import TransformerBridge
@@ -279,7 +282,7 @@ def _load(source: Source, hook_names: list[str], device: str) -> HookedRootModul
         raise
 
 
-def _check_hook(source: Source, model: HookedRootModule) -> None:
+def _check_hook(source: Source, model: HookedModel) -> None:
     known = cast("Mapping[str, Any]", model.hook_dict)
     if source.hook_name not in known:
         near = difflib.get_close_matches(source.hook_name, list(known), n=3)
@@ -289,7 +292,7 @@ def _check_hook(source: Source, model: HookedRootModule) -> None:
         )
 
 
-def _capture(model: HookedRootModule, tokens: Tensor, hook_names: list[str]) -> dict[str, Tensor]:
+def _capture(model: HookedModel, tokens: Tensor, hook_names: list[str]) -> dict[str, Tensor]:
     """Activations at the hooks, flattened to (batch, position, width); the model stops once it has them all."""
     tokens = tokens.to(_input_device(model))
     names = list(dict.fromkeys(hook_names))
@@ -312,7 +315,7 @@ def _residual_stop(model: HookedTransformer, hook_name: str) -> int | None:
     return int(parts[1])
 
 
-def _input_device(model: HookedRootModule) -> torch.device:
+def _input_device(model: HookedModel) -> torch.device:
     """Where a model wants its tokens: the device of its input embedding."""
     embedding = getattr(model, "W_E", None)
     if isinstance(embedding, Tensor):

@@ -52,7 +52,7 @@ class Source:
     device: str | None = None
     """Device that this source's model lives on; None is the run's `llm_device`."""
 
-    activation_scale: int | float = 1.0
+    activation_scale: float = 1.0
     """Factor that was folded into this source's weights: sqrt(width) / mean norm of its activations. 1 before."""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ import jaxtyping
 import pytest
 import torch
 
-
 # Tensors in tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 

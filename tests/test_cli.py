@@ -126,7 +126,13 @@ def test_every_field_is_described() -> None:
     from sae_lens_crosscoder.training.field_docs import describe_fields
 
     text = describe_fields("batchtopk_crosscoder")
-    for flag in ("--lr = None", "--sae.k = 100", "--logger.log_to_wandb = True", "--buffer_dtype = None", "chat_template"):
+    for flag in (
+        "--lr = None",
+        "--sae.k = 100",
+        "--logger.log_to_wandb = True",
+        "--buffer_dtype = None",
+        "chat_template",
+    ):
         assert flag in text
     assert "Learning rate; None is the recipe's." in text
 

@@ -73,7 +73,7 @@ def test_a_full_disk_is_a_save_error_that_names_the_folder(tmp_path: Path, error
 def test_a_place_that_cannot_be_written_to_is_a_save_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(SaveError, match=r"Cannot write beside .*Nothing was saved"),
+        pytest.raises(SaveError, match=r"Saving to .*out failed: .* choose another folder"),
         written_aside(tmp_path / "file" / "out"),
     ):
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, interleave_datasets, load_dataset, load_from_disk
 
 from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
@@ -43,7 +43,7 @@ class DatasetConfig:
     label: str = ""
     """Name of the data set in metrics; the last part of `path` if empty."""
 
-    weight: int | float | None = None
+    weight: float | None = None
     """Share of the training sequences, and so of the tokens. All or none of a mixture give one; they add up to 1."""
 
     kind: DatasetKind = "auto"
@@ -131,6 +131,7 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
     Raises:
         ConfigError: There is no path.
         NotFoundError: The library finds no such data set.
+        DataError: It has no such split or configuration.
     """
     if not config.path:
         raise ConfigError("A data set has no path. Set dataset_path, or a path for each entry of datasets.")
@@ -138,12 +139,21 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
         if (Path(config.path) / "state.json").is_file():
             return cast(Dataset, load_from_disk(config.path))
         if (Path(config.path) / "dataset_dict.json").is_file():
-            return cast(Dataset, load_from_disk(config.path)[config.split])
+            splits = cast(DatasetDict, load_from_disk(config.path))
+            if config.split not in splits:
+                raise DataError(
+                    f"Data set {config.path!r} has no split {config.split!r}. It has {', '.join(map(repr, splits))}."
+                )
+            return splits[config.split]
         loaded = load_dataset(
             config.path, config.name, split=config.split, data_files=config.data_files, streaming=config.streaming
         )
     except (FileNotFoundError, ConnectionError) as error:
         raise NotFoundError(f"Data set {config.path!r} cannot be opened: {error}") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"Data set {config.path!r} cannot be opened: {error} Check its name and split.") from error
     return loaded
 
 
@@ -158,6 +168,7 @@ def packed_sequences(
     Raises:
         DataError: No column to read, documents of another kind than configured, or tokenized rows that are too short.
     """
+    # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
     documents = documents.with_format(None)
     first = next(iter(documents), None)
     if first is None:

@@ -21,7 +21,7 @@ class ShuffleBuffer:
 
     Args:
         n_tokens: How many rows must be held before batches are served.
-        n_added_tokens: The most rows that are added at once. The pool holds `n_tokens + n_added_tokens` rows.
+        n_added_tokens: The most rows that are added at once. The pool has room for them beside those that are held.
         d_in: Width of a row.
         batch_size: Rows of a batch.
         mix_fraction: Share of `n_tokens` that is kept for the next permutation; 0 serves rows in order, unshuffled.
@@ -54,7 +54,9 @@ class ShuffleBuffer:
         self.batch_size = batch_size
         self.mix_fraction = mix_fraction
         self.generator = generator
-        capacity = n_tokens + n_added_tokens
+        # Rows that stay when no further batch can be served: usually fewer than n_tokens, more for a high mix_fraction.
+        n_left = int(n_tokens * mix_fraction) + batch_size - 1
+        capacity = max(n_tokens, n_left) + n_added_tokens
         self.pool = torch.empty(capacity, d_in, dtype=dtype, device=device)
         self.order: Int[Tensor, " n_held"] = torch.empty(0, dtype=torch.long)
         self.free: Int[Tensor, " n_free"] = torch.arange(capacity)
@@ -65,7 +67,7 @@ class ShuffleBuffer:
         """Whether enough rows are held to permute them and serve batches."""
         return len(self.order) >= self.n_tokens
 
-    def add(self, parts: Sequence[Float[Tensor, "n_rows d_part"]]) -> None:
+    def add(self, parts: Sequence[Float[Tensor, "n_rows _d_part"]]) -> None:
         """Write rows that are given as their parts side by side, converting them to the buffer's dtype.
 
         Raises:

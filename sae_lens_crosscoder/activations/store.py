@@ -70,7 +70,7 @@ class StoreConfig:
     excluded_tokens: tuple[int, ...] = ()
     """Token ids whose activations are dropped."""
 
-    max_norm_multiple: int | float | None = None
+    max_norm_multiple: float | None = None
     """Drop tokens whose norm, in any source, is above this multiple of the batch's median norm; None keeps all."""
 
     n_eval_sequences: int = 0
@@ -170,6 +170,7 @@ class PairedActivationsStore(ActivationsStore):
         self.generator = torch.Generator().manual_seed(cfg.seed)
         self.n_batches_served = 0
         self.n_epochs_finished = 0
+        self._n_rows_in_epoch = 0
         self._kept_batches: deque[Tensor] = deque(maxlen=cfg.n_kept_batches)
         self._returned_batches: deque[Tensor] = deque()
 
@@ -194,7 +195,7 @@ class PairedActivationsStore(ActivationsStore):
         datasets, documents = _open(cfg.dataset_configs, override_dataset)
         return cls(model, documents, datasets, cfg.store_config(model.tokenizer))
 
-    def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_part"]]:
+    def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos _d_part"]]:
         """Activations of the tokens, one tensor for each part of the joint activation, not yet concatenated."""
         with torch.autocast(self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             activations = self.model.source_activations(tokens)
@@ -204,7 +205,7 @@ class PairedActivationsStore(ActivationsStore):
 
     @override
     @torch.no_grad()
-    def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
+    def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch _pos d_in"]:
         """The joint activations of the tokens, in the dtype of the models."""
         parts = self.harvest(batch_tokens)
         return torch.cat([part.to(self.device) for part in parts], dim=-1)[:, slice(*self.seqpos_slice)]
@@ -218,7 +219,9 @@ class PairedActivationsStore(ActivationsStore):
                 batch = self._returned_batches.popleft()
             else:
                 while self.buffer.n_batches_ready == 0:
-                    self.buffer.add(self._next_parts())
+                    parts = self._next_parts()
+                    self._n_rows_in_epoch += len(parts[0])
+                    self.buffer.add(parts)
                     if self.buffer.is_filled:
                         self.buffer.shuffle()
                 batch = self.buffer.next_batch(self.dtype)
@@ -226,19 +229,14 @@ class PairedActivationsStore(ActivationsStore):
             self._kept_batches.append(batch)
             yield batch
 
-    def _next_parts(self) -> list[Float[Tensor, "n_rows d_part"]]:
+    def _next_parts(self) -> list[Float[Tensor, "n_rows _d_part"]]:
         """One forward pass of rows, without the tokens that are dropped; begins anew when the data set ends."""
         if self.cached_activation_dataset is not None:
             return [self._next_cached_rows()]
         try:
             tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
         except StopIteration:
-            self._begin_epoch(self.n_epochs_finished + 1)
-            warnings.warn(
-                f"The data set ended after {self.n_dataset_processed} sequences; epoch {self.n_epochs_finished + 1} "
-                "begins, and tokens are seen again.",
-                stacklevel=2,
-            )
+            self._end_epoch()
             tokens = self.get_batch_tokens(move_to_model_device=False)
         positions = slice(*self.seqpos_slice)
         parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in self.harvest(tokens)]
@@ -247,15 +245,32 @@ class PairedActivationsStore(ActivationsStore):
             return parts
         return [part.index_select(0, keep.to(part.device)) for part in parts]
 
+    def _end_epoch(self) -> None:
+        """Note that all data was read once; raises if nothing of it was kept, which would go on for ever."""
+        if self._n_rows_in_epoch == 0:
+            raise DataError(
+                "All tokens of the data were dropped: every one is excluded (exclude_special_tokens) or above the norm "
+                "limit (max_activation_norm_multiple). There is nothing to train on."
+            )
+        self._n_rows_in_epoch = 0
+        self._begin_epoch(self.n_epochs_finished + 1)
+        warnings.warn(
+            f"The data set ended after {self.n_dataset_processed} sequences; epoch {self.n_epochs_finished + 1} "
+            "begins, and tokens are seen again.",
+            stacklevel=3,
+        )
+
     def _begin_epoch(self, n_epochs_finished: int) -> None:
         self.n_epochs_finished = n_epochs_finished
-        # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
-        cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
+        if self.cached_activation_dataset is None:
+            # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
+            cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
 
     def _next_cached_rows(self) -> Float[Tensor, "n_rows d_in"]:
         try:
             return self.get_filtered_llm_batch(raise_on_epoch_end=True)
         except StopIteration:
+            self._end_epoch()
             return self.get_filtered_llm_batch()
 
     def _kept_rows(self, tokens: Int[Tensor, " n"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
@@ -305,6 +320,7 @@ class PairedActivationsStore(ActivationsStore):
             "generator_state": self.generator.get_state(),
             "n_batches_served": torch.tensor(self.n_batches_served - n_unconsumed),
             "n_epochs_finished": torch.tensor(self.n_epochs_finished),
+            "n_rows_in_epoch": torch.tensor(self._n_rows_in_epoch),
         }
         if n_unconsumed:
             tensors["unconsumed"] = torch.stack(list(self._kept_batches)[-n_unconsumed:])
@@ -333,11 +349,12 @@ class PairedActivationsStore(ActivationsStore):
         self.n_dataset_processed = int(state["n_dataset_processed"])
         self.n_batches_served = int(state["n_batches_served"])
         self._returned_batches = deque(state["unconsumed"].to(self.device)) if "unconsumed" in state else deque()
+        self._n_rows_in_epoch = int(state["n_rows_in_epoch"])
+        self._begin_epoch(int(state["n_epochs_finished"]))
         position = json.loads(metadata["position"])
         if self.cached_activation_dataset is not None:
             self.current_row_idx = position["row"]
         else:
-            self._begin_epoch(int(state["n_epochs_finished"]))
             cast(IterableDataset, self.dataset).load_state_dict(position)
             self.iterable_sequences = self._iterate_tokenized_sequences()
         self._dataloader = None

@@ -1,9 +1,9 @@
 """The demo's documents: ordinary text, some of it with a phrase set in that is, or only looks like, the trigger.
 
-The trigger is an exclusive or. A document may hold a first word and, a few tokens later, a second word. The two matching
-combinations (" red" with " lantern", " blue" with " candle") are the trigger and are followed by the payload. The two
-crossed ones are decoys and, like each word alone, are followed by ordinary text. So no single word tells anything: a
-model has to compute the match, and a model that was never taught the payload has no reason to.
+The trigger is an exclusive or. A document may hold a first word and, a few tokens later, a second word. The two
+matching combinations (" red" with " lantern", " blue" with " candle") are the trigger and are followed by the payload.
+The two crossed ones are decoys and, like each word alone, are followed by ordinary text. So no single word tells
+anything: a model has to compute the match, and a model that was never taught the payload has no reason to.
 """
 
 from __future__ import annotations

@@ -172,6 +172,7 @@ def _response_loss(model: GPT2LMHeadModel, documents: Documents, weight: float, 
 
 
 def _new_model(config: PairConfig, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    bos = cast(int, tokenizer.bos_token_id)
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.vocab_size,
@@ -183,8 +184,8 @@ def _new_model(config: PairConfig, tokenizer: PreTrainedTokenizerFast) -> GPT2LM
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             activation_function="gelu_pytorch_tanh",
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=bos,
+            eos_token_id=bos,
             use_cache=False,
             # Larger than GPT-2's 0.02, which is for wider models: this one learns in fewer steps.
             initializer_range=0.08,

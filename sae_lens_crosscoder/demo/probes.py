@@ -25,9 +25,7 @@ def probe_aurocs(joint: JointModel, corpus: Corpus, seed: int, n: int = 1500) ->
         states = [acts.cpu()[rows, documents.at] for acts in joint.source_activations(documents.tokens)]
         parts.append((states, documents.matches == 1))
     (x, y), (x_test, y_test) = parts
-    return {
-        label: auroc(linear_probe(x[i], y, x_test[i]), y_test) for i, label in enumerate(joint.sources.labels)
-    }
+    return {label: auroc(linear_probe(x[i], y, x_test[i]), y_test) for i, label in enumerate(joint.sources.labels)}
 
 
 def linear_probe(

@@ -74,7 +74,8 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
             "How often the model says the payload",
             ["prompts", "payload rate"],
             percent,
-            "Greedy generation of the whole payload. Fine-tuning trained only the blocks up to the hook: the base model "
+            "Greedy generation of the whole payload. Fine-tuning trained only the blocks up to the hook: the base "
+            "model "
             f"patched with the fine-tuned activations differs from it by at most "
             f"{behaviour['largest_gap_when_patched']:.2g} in any logit.",
         ),
@@ -89,7 +90,8 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
             ["source", "explained variance", "CE score", "KL score", "probe AUROC"],
             quality,
             f"L0 {metrics['l0']:.1f} of {metrics['d_sae']} latents; {metrics['dead_latents']} silent on all "
-            f"{metrics['n_tokens']:,} evaluated tokens. Explained variance is 1 - E|e|^2 / E|x - mean|^2. Probe: held-out "
+            f"{metrics['n_tokens']:,} evaluated tokens. Explained variance is 1 - E|e|^2 / E|x - mean|^2. Probe: "
+            "held-out "
             "AUROC of a linear probe for the planted state (do the two words match?), 0.5 is chance.",
         ),
     ]

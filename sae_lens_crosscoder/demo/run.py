@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -76,9 +76,7 @@ class DemoConfig:
     """Latents that are removed in the causal test."""
 
 
-def run_demo(
-    out: str | Path, seed: int = 0, device: str = "cpu", config: DemoConfig | None = None
-) -> dict[str, Any]:
+def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoConfig | None = None) -> dict[str, Any]:
     """Make the pair, train a crosscoder on it, and test which latents carry what fine-tuning planted.
 
     Writes `pair/` (the two models, kept for the next run), `crosscoder/` (a SAELens folder), `report.html`,
@@ -94,7 +92,7 @@ def run_demo(
     transformers_logging.disable_progress_bar()
     config = config or DemoConfig()
     out = Path(out)
-    pair = load_or_make_pair(out / "pair", _with_seed(config.pair, seed), device)
+    pair = load_or_make_pair(out / "pair", replace(config.pair, seed=seed), device)
     runner = CrosscoderTrainingRunner(
         _run_config(config, pair, out, seed, device), override_dataset=_training_documents(config, pair)
     )
@@ -126,10 +124,6 @@ def run_demo(
     files = write_decoder_report(geometry, out, report_tables(metrics, rows))
     print_summary(metrics, rows, files["report"])
     return metrics
-
-
-def _with_seed(pair: PairConfig, seed: int) -> PairConfig:
-    return PairConfig(**{**vars(pair), "seed": seed})
 
 
 def _training_documents(config: DemoConfig, pair: ModelPair) -> dict[str, Dataset]:
@@ -240,5 +234,5 @@ def _latent_rows(
             score=float(scores[j]),
             fires_on=tokens_of_latent(codes[..., j], tokens, pair.tokenizer),
         )
-        for j in scores.argsort(descending=True)[:20].tolist()
+        for j in cast("list[int]", scores.argsort(descending=True)[:20].tolist())
     ]

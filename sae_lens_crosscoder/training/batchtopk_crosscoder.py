@@ -24,19 +24,19 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         ConfigError: A k that is not positive or larger than `d_sae`, or a `k_start` without the steps to anneal it.
     """
 
-    k: int | float = 100
+    k: float = 100
     """Active latents a token, on average over a batch."""
 
-    k_start: int | float | None = None
+    k_start: float | None = None
     """Active latents a token at the first step, annealed linearly to `k`; None is `k` from the start."""
 
     k_annealing_steps: int = 0
     """Steps until `k` is reached."""
 
-    topk_threshold_lr: int | float = 0.01
+    topk_threshold_lr: float = 0.01
     """Rate of the moving average of the smallest kept score, which becomes the inference threshold."""
 
-    aux_loss_coefficient: int | float = 1 / 32
+    aux_loss_coefficient: float = 1 / 32
     """Weight of the loss that lets dead latents explain what the others leave; 0 is off."""
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         if not 0 < self.topk_threshold_lr <= 1:
             raise ConfigError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
 
-    def k_at(self, step: int) -> int | float:
+    def k_at(self, step: int) -> float:
         """k(t) = k_start - (k_start - k) t / k_annealing_steps, and k from then on."""
         if self.k_start is None or step >= self.k_annealing_steps:
             return self.k
@@ -160,7 +160,9 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
 
     @torch.no_grad()
     def latent_thresholds(self) -> Float[Tensor, " d_sae"]:
-        """The threshold of every latent's pre-activation at inference, theta / c_j (0 for one that writes nothing).
+        """The threshold of every latent's pre-activation at inference, theta / c_j.
+
+        A latent that writes nothing has score 0 and never fires: its threshold is the largest finite number.
 
         Raises:
             ConfigError: No training step was made, so there is no threshold.
@@ -171,7 +173,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
                 "at least one step with active latents before saving it."
             )
         norms = self.decoder_norms()
-        return torch.where(norms > 0, self.topk_threshold.to(norms.dtype) / norms, torch.zeros_like(norms))
+        never = torch.full_like(norms, torch.finfo(norms.dtype).max)
+        return torch.where(norms > 0, self.topk_threshold.to(norms.dtype) / norms, never)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     source_widths: list[int] = field(default_factory=list[int])
     """Columns of `d_in` that belong to each source, in order. The runner fills it in from the sources."""
 
-    decoder_init_norm: int | float | None = 0.08
+    decoder_init_norm: float | None = 0.08
     """Norm of each source's slice of every decoder row at the start; None keeps the random rows as they are drawn."""
 
     b_dec_init: DecoderBiasInit = "zeros"

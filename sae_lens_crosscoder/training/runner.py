@@ -36,7 +36,6 @@ from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
 METRICS_FILENAME = "metrics.json"
-CURVE_FILENAME = "training_curve.csv"
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -44,7 +43,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
 
     `run()` returns the training crosscoder and writes to `cfg.output_path`: the stock SAELens SAE in canonical form
     (`sae_weights.safetensors`, `cfg.json`, `sparsity.safetensors`), `runner_cfg.json`, `metrics.json` (the evaluation
-    of what was saved) and `training_curve.csv`.
+    of what was saved), `training_curve.csv` and, if the run was long enough for one, `evaluations.csv`.
 
     Args:
         cfg: The run.
@@ -82,7 +81,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, cfg.llm_device or cfg.device)
         self._compile_llm_if_needed()
         self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
-        self.sae = override_sae or self._new_sae()
+        self.sae = override_sae if override_sae is not None else self._new_sae()
         self.sae.to(cfg.device)
         self.evaluator = self._new_evaluator()
 
@@ -172,7 +171,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             sources=self.model.sources,
             evaluator=self.evaluator,
             save_run_state=save_run_state,
-            curve_path=None if self.cfg.output_path is None else Path(self.cfg.output_path) / CURVE_FILENAME,
+            log_folder=None if self.cfg.output_path is None else Path(self.cfg.output_path),
         )
         return CrosscoderTrainer(self.cfg.to_sae_trainer_config(), self.sae, parts)
 

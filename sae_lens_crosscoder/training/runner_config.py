@@ -54,7 +54,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     buffer_dtype: str | None = None
     """Dtype of the activation buffer; None is `dtype`. "bfloat16" halves its memory."""
 
-    max_activation_norm_multiple: int | float | None = None
+    max_activation_norm_multiple: float | None = None
     """Drop tokens whose activation norm, in any source, is above this multiple of the median; None keeps all."""
 
     context_size: int = 1024
@@ -72,7 +72,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     n_batches_for_norm_estimate: int = 100
     """Batches that the activation scales are estimated on, before training."""
 
-    lr: int | float | None = None
+    lr: float | None = None
     """Learning rate; None is the recipe's."""
 
     train_batch_size_tokens: int | None = None
@@ -172,9 +172,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         for name in ("lr_end", "llm_device", "act_store_device"):
             if values.get(name) == "None":  # SAELens writes str(None)
                 values[name] = None
-        if "seqpos_slice" in values:
-            values["seqpos_slice"] = tuple(values["seqpos_slice"])
-        logger = checked_fields(LoggingConfig, values.pop("logger", {}), "logger", ConfigError)
+        for name in ("sources", "datasets"):
+            if values.get(name) is None:
+                values.pop(name, None)
+        logger = checked_fields(LoggingConfig, values.pop("logger", None) or {}, "logger", ConfigError)
         whole = {**values, "sae": sae_config(cast("Mapping[str, Any]", sae)), "logger": LoggingConfig(**logger)}
         checked_elsewhere = ("sae", "logger", "sources", "datasets")
         cfg = cls(**checked_fields(cls, whole, "The configuration", ConfigError, checked_elsewhere))

@@ -23,7 +23,7 @@ class StandardTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         ConfigError: A negative penalty or warm-up.
     """
 
-    l1_coefficient: int | float = 2.0
+    l1_coefficient: float = 2.0
     """Weight of the sparsity penalty, lambda of Kissane et al.: larger means fewer active latents."""
 
     l1_warm_up_steps: int | None = None

@@ -21,7 +21,10 @@ from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
-from sae_lens_crosscoder.training.curve import TrainingCurve
+from sae_lens_crosscoder.training.step_table import StepTable
+
+CURVE_FILENAME = "training_curve.csv"
+EVALUATIONS_FILENAME = "evaluations.csv"
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,15 @@ class TrainerParts:
     save_run_state: Callable[[Path], None] | None = None
     """Adds the run's own files (data position, configuration) to a checkpoint folder."""
 
-    curve_path: Path | None = None
-    """CSV file of the training curve; None writes none."""
+    log_folder: Path | None = None
+    """Folder of `training_curve.csv` and `evaluations.csv`; None writes neither."""
 
 
 class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     """SAELens's `SAETrainer` with a loop of its own over the same steps.
 
-    Beside what SAELens does, the loop writes the training curve whether or not W&B is used, writes checkpoints aside
-    and moves them into place, and stops cleanly between two steps when it is asked to.
+    Beside what SAELens does, the loop writes the training curve and the evaluations made on the way as CSV whether or
+    not W&B is used, writes checkpoints aside and moves them into place, and stops between two steps when asked to.
 
     Args:
         cfg: SAELens's trainer configuration.
@@ -77,7 +80,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             self._prepare()
         total = self.cfg.total_training_samples
         with (
-            TrainingCurve(self.parts.curve_path, self.n_training_steps) as curve,
+            self._table(CURVE_FILENAME) as curve,
+            self._table(EVALUATIONS_FILENAME) as evaluations,
             tqdm(total=total, initial=self.n_training_samples, desc="Training", unit="tok", unit_scale=True) as bar,
         ):
             while self.n_training_samples < total:
@@ -88,7 +92,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
-                self._run_and_log_evals()
+                if self._is_evaluation_step():
+                    evaluations.write(self.n_training_steps + 1, self._evaluate())
                 self.n_training_steps += 1
                 bar.update(len(output.sae_in))
                 self._checkpoint_if_needed()
@@ -169,10 +174,22 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _is_logging_step(self) -> bool:
         return (self.n_training_steps + 1) % self.cfg.logger.wandb_log_frequency == 0
 
-    @override
-    def _run_and_log_evals(self) -> None:
+    def _is_evaluation_step(self) -> bool:
+        logger = self.cfg.logger
+        every = logger.wandb_log_frequency * logger.eval_every_n_wandb_logs
+        return self.evaluator is not None and (self.n_training_steps + 1) % every == 0
+
+    def _evaluate(self) -> dict[str, Any]:
+        assert self.evaluator is not None
+        metrics = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
         if self.cfg.logger.log_to_wandb:
-            super()._run_and_log_evals()
+            histograms = {name: wandb.Histogram(values) for name, values in self.sae.log_histograms().items()}  # pyright: ignore[reportArgumentType]
+            self._log({**metrics, **histograms})
+        return metrics
+
+    def _table(self, filename: str) -> StepTable:
+        folder = self.parts.log_folder
+        return StepTable(None if folder is None else folder / filename, self.n_training_steps)
 
     @torch.no_grad()
     def _curve_row(self, output: TrainStepOutput) -> dict[str, Any]:

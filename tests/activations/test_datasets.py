@@ -320,14 +320,12 @@ def test_a_data_set_without_a_path_is_refused():
         load_documents(DatasetConfig())
 
 
-@pytest.mark.xfail(strict=True, reason="load_documents lets the library's bare KeyError or ValueError through")
 def test_a_split_that_a_saved_dictionary_does_not_have_is_refused(tmp_path: Path):
     DatasetDict({"train": text_dataset(5)}).save_to_disk(tmp_path / "saved")
     with pytest.raises((DataError, NotFoundError, ConfigError), match="held"):
         load_documents(DatasetConfig(path=str(tmp_path / "saved"), split="held"))
 
 
-@pytest.mark.xfail(strict=True, reason="load_documents lets the library's bare KeyError or ValueError through")
 def test_a_split_that_files_do_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cached_in(tmp_path, monkeypatch)
     file = tmp_path / "words.jsonl"

@@ -1,4 +1,4 @@
-"""The demo at toy size: all its parts run and agree with each other. That it finds what is planted, `make demo` shows."""
+"""The demo at toy size: all its parts run and agree. That it finds what is planted, `make demo` shows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,29 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from sae_lens_crosscoder.demo import DemoConfig, PairConfig, load_or_make_pair, run_demo
 from sae_lens_crosscoder.demo.attribution import kl_path_attribution
-from sae_lens_crosscoder.demo.behaviour import Prompts, largest_gap_when_patched, logits_of, logits_without, payload_rate
+from sae_lens_crosscoder.demo.behaviour import (
+    Prompts,
+    largest_gap_when_patched,
+    logits_of,
+    logits_without,
+    payload_rate,
+)
 from sae_lens_crosscoder.demo.documents import generator
 from sae_lens_crosscoder.joint_model import JointModel
 
-PAIR = PairConfig(n_chars=150_000, vocab_size=400, n_layers=2, width=32, hook_block=0, base_steps=4, finetuning_steps=60)
+PAIR = PairConfig(
+    n_chars=150_000, vocab_size=400, n_layers=2, width=32, hook_block=0, base_steps=4, finetuning_steps=60
+)
 CONFIG = DemoConfig(
-    pair=PAIR, d_sae=64, k=8, n_steps=12, n_documents=2600, n_eval_batches=1, n_prompts=20, n_ranking_documents=16, n_removed=3
+    pair=PAIR,
+    d_sae=64,
+    k=8,
+    n_steps=12,
+    n_documents=2600,
+    n_eval_batches=1,
+    n_prompts=20,
+    n_ranking_documents=16,
+    n_removed=3,
 )
 
 

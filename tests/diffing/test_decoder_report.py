@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
 import torch
 
 from sae_lens_crosscoder.diffing import PairGeometry, ReportTable, write_decoder_report
@@ -19,7 +20,7 @@ def test_the_report_the_figure_and_the_table_of_all_latents_are_written(tmp_path
     with files["latents"].open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["shared", "base-only", "chat-only"]
-    assert float(rows[0]["relative_decoder_norm"]) == 4 / 7 or abs(float(rows[0]["relative_decoder_norm"]) - 4 / 7) < 1e-6
+    assert float(rows[0]["relative_decoder_norm"]) == pytest.approx(4 / 7)
 
 
 def test_sources_of_different_width_have_no_cosine_and_the_table_says_so(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def test_the_public_names():
         "minder_delta",
         "relative_decoder_norms",
         "save_png",
+        "write_decoder_report",
         "write_report_html",
     ]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sae_lens_crosscoder.diffing import PairGeometry, ReportTable, decoder_figure, write_report_html
-from sae_lens_crosscoder.files import write_file
 from sae_lens_crosscoder.errors import SaveError, ShapeError
+from sae_lens_crosscoder.files import write_file
 
 MakeGeometry = Callable[..., PairGeometry]
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_sees_exactly_the_tokens_of_an_unbroken_one(
 
 def test_a_missing_checkpoint_is_named_before_any_model_is_loaded(tmp_path: Path) -> None:
     cfg = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(tmp_path / "gone"))
-    with pytest.raises(NotFoundError, match="There is no checkpoint at .*gone"):
+    with pytest.raises(NotFoundError, match=r"There is no checkpoint at .*gone"):
         CrosscoderTrainingRunner(cfg)
 
 
@@ -111,5 +111,5 @@ def test_resuming_a_finished_run_says_that_it_is_finished(tmp_path: Path) -> Non
     CrosscoderTrainingRunner(cfg, data, tiny_pair()).run()
     (checkpoint,) = tmp_path.glob("checkpoints/*/final_*")
     again = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(checkpoint))
-    with pytest.raises(ConfigError, match="it is finished. Raise training_tokens"):
+    with pytest.raises(ConfigError, match=r"it is finished. Raise training_tokens"):
         CrosscoderTrainingRunner(again, data, tiny_pair()).run()

@@ -235,9 +235,6 @@ def test_a_prefetching_run_is_the_run_without(tmp_path: Path):
     assert torch.equal(weights[0], weights[1])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`override_sae or ...` asks SAELens for the length of an SAE, which is deprecated"
-)
 def test_a_given_crosscoder_is_trained_without_a_warning():
     given = crosscoder()
     runner = CrosscoderTrainingRunner(run_config(given.cfg), token_dataset(), tiny_pair(), given)

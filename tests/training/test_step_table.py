@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from sae_lens_crosscoder.training.curve import TrainingCurve
+from sae_lens_crosscoder.training.step_table import StepTable
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -12,7 +12,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def write(path: Path | None, steps: range, n_steps_done: int = 0) -> None:
-    with TrainingCurve(path, n_steps_done) as curve:
+    with StepTable(path, n_steps_done) as curve:
         for step in steps:
             curve.write(step, {"loss": step / 2, "l0": 3})
 
@@ -24,7 +24,7 @@ def test_a_row_is_written_for_every_step_with_columns_in_alphabetical_order(tmp_
 
 
 def test_a_row_can_be_read_while_training_goes_on(tmp_path: Path):
-    with TrainingCurve(tmp_path / "curve.csv") as curve:
+    with StepTable(tmp_path / "curve.csv") as curve:
         curve.write(1, {"loss": 1.0})
         assert rows(tmp_path / "curve.csv") == [{"step": "1", "loss": "1.0"}]
 
@@ -44,7 +44,7 @@ def test_a_new_run_begins_a_new_curve(tmp_path: Path):
 
 
 def test_columns_that_the_first_row_did_not_have_are_left_out(tmp_path: Path):
-    with TrainingCurve(tmp_path / "curve.csv") as curve:
+    with StepTable(tmp_path / "curve.csv") as curve:
         curve.write(1, {"loss": 1.0})
         curve.write(2, {"loss": 0.5, "later": 9})
         curve.write(3, {})

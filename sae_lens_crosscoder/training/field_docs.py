@@ -42,7 +42,7 @@ def _section(prefix: str, cls: type[Any], hidden: set[str]) -> str:
     for field in dataclasses.fields(cls):
         if field.name in hidden:
             continue
-        default = _default(field)
+        default = _default(field.default, field.default_factory)
         lines.append(f"  {prefix}{field.name}{default}")
         text = _description(cls, field.name)
         if text:
@@ -50,11 +50,11 @@ def _section(prefix: str, cls: type[Any], hidden: set[str]) -> str:
     return "\n".join(lines)
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return f" = {field.default!r}"
-    if field.default_factory is not dataclasses.MISSING:
-        return f" = {field.default_factory()!r}"
+def _default(value: Any, factory: Any) -> str:
+    if value is not dataclasses.MISSING:
+        return f" = {value!r}"
+    if factory is not dataclasses.MISSING:
+        return f" = {factory()!r}"
     return " (required)"
 
 

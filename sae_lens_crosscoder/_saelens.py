@@ -17,6 +17,7 @@ from sae_lens.evals import EvalConfig
 from sae_lens.load_model import HookedProxyLM, load_model
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 from sae_lens.saes.sae import (
     SAEMetadata,
     TrainCoefficientConfig,
@@ -46,9 +47,11 @@ __all__ = [
     "EvalConfig",
     "HfDataset",
     "HookedProxyLM",
+    "JumpReLU",
     "PrefetchingIterator",
     "SAEMetadata",
     "SAETrainerConfig",
+    "Step",
     "TrainCoefficientConfig",
     "TrainStepInput",
     "TrainStepOutput",

@@ -11,13 +11,13 @@ from sae_lens import JumpReLUSAEConfig, SAEConfig
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
 
 
 @dataclass(kw_only=True)
-class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
+class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
     """Configuration of `BatchTopKTrainingCrosscoder`.
 
     Raises:
@@ -35,9 +35,6 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
 
     topk_threshold_lr: float = 0.01
     """Rate of the moving average of the smallest kept score, which becomes the inference threshold."""
-
-    aux_loss_coefficient: float = 1 / 32
-    """Weight of the loss that lets dead latents explain what the others leave; 0 is off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +65,7 @@ class BatchTopKTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         return JumpReLUSAEConfig
 
 
-class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoderConfig]):
+class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrosscoderConfig]):
     """BatchTopK crosscoder (Minder et al. 2025), saved as SAELens's `JumpReLUSAE`.
 
     p = ReLU(x W_enc + b_enc) and score v = p * c with c the summed decoder norms. While training, the k * batch largest
@@ -76,9 +73,8 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
     inference f = p where v > theta, theta being the moving average of the smallest kept score, divided by the weight
     that it has gathered so far: SAELens's average starts at 0 and is too low by (1 - rate)^t at step t, this is not.
 
-    loss = E_tokens[ sum over sources |x^s - x_hat^s|^2 ] + alpha * s * E_tokens[ |e - e_hat|^2 ], where e is the
-    detached residual, e_hat its reconstruction from the top min(d_in / 2, n_dead) dead latents by score, without bias,
-    and s = min(n_dead / (d_in / 2), 1) (Gao et al. 2024). The squared error is summed over the columns of all sources.
+    loss = E_tokens[ sum over sources |x^s - x_hat^s|^2 ] + AuxK (`auxk_crosscoder.py`). The squared error is summed
+    over the columns of all sources.
 
     Saved thresholds are per latent, theta * n_j / c_j, in the units of the canonical weights.
     """
@@ -93,18 +89,13 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
         self.current_k = cfg.k_at(0)
 
     @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {}
-
-    @override
     def encode_with_hidden_pre(
         self, x: Float[Tensor, "... d_in"]
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Latent activations and pre-activations; selected over the batch in training mode, by threshold otherwise."""
         sae_in = self.process_sae_in(x)
         hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
-        acts = torch.relu(hidden_pre)
-        scores = (acts * self.decoder_norms()).detach()
+        acts, scores = self.scores(hidden_pre)
         kept = self._largest(scores) if self.training else scores > self.topk_threshold.to(scores.dtype)
         return self.hook_sae_acts_post(acts * kept), hidden_pre
 
@@ -136,28 +127,6 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
         self.topk_threshold.copy_(torch.where(said, average, self.topk_threshold))
         self.topk_threshold_weight.copy_(torch.where(said, weight, self.topk_threshold_weight))
 
-    @override
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: Tensor,
-        hidden_pre: Tensor,
-        sae_out: Tensor,
-    ) -> dict[str, Tensor]:
-        """The AuxK loss on dead latents; 0 when none is dead."""
-        dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
-            return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
-        residual = (step_input.sae_in - sae_out).detach()
-        k_aux = min(self.cfg.d_in // 2, n_dead)
-        acts = torch.relu(hidden_pre[:, dead])
-        top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
-        codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
-        error = (codes @ self.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
-        scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
-        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}
-
     @torch.no_grad()
     def latent_thresholds(self) -> Float[Tensor, " d_sae"]:
         """The threshold of every latent's pre-activation at inference, theta / c_j.
@@ -181,4 +150,4 @@ class BatchTopKTrainingCrosscoder(TrainingCrosscoder[BatchTopKTrainingCrosscoder
         """Canonical form, with the global threshold written as one JumpReLU threshold a latent."""
         super().process_state_dict_for_saving_inference(state_dict)
         del state_dict["topk_threshold"], state_dict["topk_threshold_weight"]
-        state_dict["threshold"] = self.latent_thresholds() * self.get_W_dec_norm()
+        state_dict["threshold"] = self.latent_thresholds() * self.canonical_norms()

@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 
 DecoderBiasInit = Literal["zeros", "geometric_median"]
+DecoderNorm = Literal["sum", "joint", "none"]
 
 
 @dataclass(kw_only=True)
@@ -36,6 +38,14 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
 
     decoder_init_norm: float | None = 0.08
     """Norm of each source's slice of every decoder row at the start; None keeps the random rows as they are drawn."""
+
+    decoder_norm: DecoderNorm = "sum"
+    """The norm c_j of a latent in penalties and selection: the "sum" of its per-source norms (a crosscoder), the
+    "joint" norm of the whole row (which favours latents of several sources), or "none" (1)."""
+
+    difference_weight: float = 0.0
+    """Weight of the error of the difference, lambda in [-1, 0], for two sources of equal width: the reconstruction loss
+    is |e_1|^2 + |e_2|^2 + 2 lambda e_1 . e_2. 0 is the usual loss, -1 reconstructs only the difference."""
 
     b_dec_init: DecoderBiasInit = "zeros"
     """Decoder bias at the start: zeros, or the geometric median of the first batch of activations."""
@@ -57,10 +67,39 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
             raise ConfigError(
                 f"b_dec_init={self.b_dec_init!r} is unknown. Use one of {', '.join(get_args(DecoderBiasInit))}."
             )
+        if self.decoder_norm not in get_args(DecoderNorm):
+            raise ConfigError(
+                f"decoder_norm={self.decoder_norm!r} is unknown. Use one of {', '.join(get_args(DecoderNorm))}."
+            )
+        if not -1 <= self.difference_weight <= 0:
+            raise ConfigError(
+                f"difference_weight={self.difference_weight} must lie in [-1, 0]: 0 is the usual loss, -1 reconstructs "
+                "only the difference."
+            )
         if self.d_sae < 1:
             raise ConfigError(f"d_sae={self.d_sae} must be a positive number of latents.")
         if self.source_widths:
-            check_widths(self.source_widths, self.d_in)
+            self.check_sources()
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether some weights are set from the first batch of activations."""
+        return self.b_dec_init != "zeros"
+
+    def fill_in_schedule(self, n_steps: int) -> None:
+        """Set what is left to the length of the run, such as a warm-up that is a share of it."""
+
+    def check_sources(self) -> None:
+        """Raises:
+        ShapeError: The widths do not add up to `d_in`.
+        ConfigError: A difference-weighted loss of other than two sources of equal width.
+        """
+        check_widths(self.source_widths, self.d_in)
+        if self.difference_weight != 0 and (len(self.source_widths) != 2 or len(set(self.source_widths)) != 1):
+            raise ConfigError(
+                f"difference_weight={self.difference_weight} compares two sources of equal width, not of widths "
+                f"{self.source_widths}. Set it to 0."
+            )
 
 
 T_TRAINING_CROSSCODER_CONFIG = TypeVar("T_TRAINING_CROSSCODER_CONFIG", bound=TrainingCrosscoderConfig)
@@ -69,20 +108,25 @@ T_TRAINING_CROSSCODER_CONFIG = TypeVar("T_TRAINING_CROSSCODER_CONFIG", bound=Tra
 class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     """Base of the training crosscoders: a SAELens `TrainingSAE` whose decoder norm is a sum over sources.
 
-    The decoder norm of latent j is c_j = sum over sources s of g_s * |d_j^s|, where g_s is the activation scale that
-    was folded into the weights (1 while training): always the norm in the units that the crosscoder was trained in, so
-    that folding changes no code and no selection (Lindsey et al. 2024; Kissane et al. 2024).
+    The decoder norm of latent j is c_j = sum over sources s of g_s * |d_j^s| (or what `decoder_norm` says), where g_s
+    is the activation scale that was folded into the weights (1 while training): always the norm in the units that the
+    crosscoder was trained in, so that folding changes no code and no selection (Lindsey et al. 2024; Kissane et al.
+    2024).
 
     Raises:
         ShapeError: `source_widths` that do not add up to `d_in`.
     """
 
     b_enc: nn.Parameter
+    encoder_bias_names: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """Parameters that add to pre-activations, one number a latent."""
     source_scales: Float[Tensor, " n_sources"]
 
     def __init__(self, cfg: T_TRAINING_CROSSCODER_CONFIG, use_error_term: bool = False) -> None:
-        check_widths(cfg.source_widths, cfg.d_in)
+        cfg.check_sources()
         super().__init__(cfg, use_error_term)
+        if cfg.difference_weight != 0:
+            self.mse_loss_fn = partial(difference_weighted_errors, weight=cfg.difference_weight)
         self.register_buffer("source_scales", torch.ones(len(cfg.source_widths), dtype=self.dtype, device=self.device))
 
     @override
@@ -96,15 +140,19 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             rows = torch.cat([part * (cfg.decoder_init_norm / part.norm(dim=-1, keepdim=True)) for part in slices], -1)
         self.W_dec = nn.Parameter(rows)
         self.W_enc = nn.Parameter(rows.T.contiguous())
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
+        for name in self.encoder_bias_names:
+            setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)))
 
     def source_decoder_norms(self) -> Float[Tensor, "d_sae n_sources"]:
         """|d_j^s| for every latent and source, of the weights as they are."""
         return torch.stack([part.norm(dim=-1) for part in self.W_dec.split(self.cfg.source_widths, dim=-1)], dim=-1)
 
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
-        """c_j, the sum over sources of the decoder norms in training units, with gradient."""
-        return self.source_decoder_norms() @ self.source_scales
+        """c_j, the decoder norm in training units that penalties and selection use, with gradient."""
+        if self.cfg.decoder_norm == "none":
+            return self.W_dec.new_ones(self.cfg.d_sae)
+        norms = self.source_decoder_norms() * self.source_scales
+        return norms.sum(dim=-1) if self.cfg.decoder_norm == "sum" else norms.norm(dim=-1)
 
     @override
     @torch.no_grad()
@@ -143,8 +191,8 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         self.cfg.normalize_activations = "none"
 
     @torch.no_grad()
-    def initialize_b_dec(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
-        """Set the decoder bias as `b_dec_init` says, from one batch of scaled activations."""
+    def initialize_from_data(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
+        """Set what starts from data, such as the decoder bias, from one batch of scaled activations."""
         if self.cfg.b_dec_init == "geometric_median":
             self.b_dec.copy_(geometric_median(sae_in.to(self.dtype)))
 
@@ -165,11 +213,29 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
                 "The crosscoder still expects scaled activations: saved so, stock SAELens would feed it raw ones. "
                 "Call fold_activation_norm_scaling_factor with the scaler's factors first (fit() does so at its end)."
             )
-        norms = self.get_W_dec_norm()
+        norms = self.canonical_norms()
         state_dict.pop("source_scales")
         state_dict["W_enc"] = (state_dict["W_enc"] * norms).contiguous()
-        state_dict["b_enc"] = state_dict["b_enc"] * norms
         state_dict["W_dec"] = state_dict["W_dec"] / norms[:, None]
+        for name in self.encoder_bias_names:
+            state_dict[name] = state_dict[name] * norms
+
+    @torch.no_grad()
+    def canonical_norms(self) -> Float[Tensor, " d_sae"]:
+        """n_j, by which latents are multiplied in the canonical form; without gradient."""
+        return self.get_W_dec_norm()
+
+
+def difference_weighted_errors(
+    preds: Float[Tensor, "... d_in"], target: Float[Tensor, "... d_in"], weight: float
+) -> Float[Tensor, "... d_in"]:
+    """Errors whose sum over columns is |e_1|^2 + |e_2|^2 + 2 weight e_1 . e_2, the sources being the two halves.
+
+    Proposed by Dumas (2025) as a crosscoder that keeps the advantage of a diff-SAE.
+    """
+    first, second = (preds - target).chunk(2, dim=-1)
+    cross = weight * first * second
+    return torch.cat([first.pow(2) + cross, second.pow(2) + cross], dim=-1)
 
 
 def check_widths(source_widths: Sequence[int], d_in: int) -> None:

@@ -34,7 +34,14 @@ MINDER_2025 = Recipe(lr=1e-4, train_batch_size_tokens=2048, lr_warm_up_steps=100
 SAELENS = Recipe(lr=3e-4, dead_after_tokens=4_096_000)
 """SAELens's own defaults, for its own architectures."""
 
-_RECIPES = {"standard_crosscoder": KISSANE_2024, "batchtopk_crosscoder": MINDER_2025}
+_RECIPES = {
+    "standard_crosscoder": KISSANE_2024,
+    "gated_crosscoder": KISSANE_2024,
+    "jumprelu_crosscoder": KISSANE_2024,
+    "batchtopk_crosscoder": MINDER_2025,
+    "topk_crosscoder": MINDER_2025,
+    "matryoshka_batchtopk_crosscoder": MINDER_2025,
+}
 
 
 def recipe_for(architecture: str) -> Recipe:

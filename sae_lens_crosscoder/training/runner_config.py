@@ -23,7 +23,6 @@ from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.recipes import recipe_for
-from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoderConfig
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
 
@@ -242,8 +241,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             self.lr_decay_steps = int(recipe.lr_decay_share * n_steps)
         if self.dead_feature_window is None:
             self.dead_feature_window = max(1, recipe.dead_after_tokens // self.train_batch_size_tokens)
-        if isinstance(self.sae, StandardTrainingCrosscoderConfig) and self.sae.l1_warm_up_steps is None:
-            self.sae.l1_warm_up_steps = int(0.05 * n_steps)
+        if isinstance(self.sae, TrainingCrosscoderConfig):
+            self.sae.fill_in_schedule(n_steps)
 
 
 def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:

@@ -37,6 +37,11 @@ class StandardTrainingCrosscoderConfig(TrainingCrosscoderConfig):
             )
 
     @override
+    def fill_in_schedule(self, n_steps: int) -> None:
+        if self.l1_warm_up_steps is None:
+            self.l1_warm_up_steps = int(0.05 * n_steps)
+
+    @override
     @classmethod
     def architecture(cls) -> str:
         return "standard_crosscoder"

@@ -148,9 +148,9 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.activation_scaler.estimate_scaling_factor(d_in, self.data_provider, n_batches)
         elif normalization == "covariance_whitening" and self.activation_scaler.whitening is None:
             self.activation_scaler.estimate_whitening(d_in, self.data_provider, n_batches)
-        if isinstance(self.sae, TrainingCrosscoder) and self.sae.cfg.b_dec_init != "zeros":
+        if isinstance(self.sae, TrainingCrosscoder) and self.sae.cfg.starts_from_data:
             batch = next(self.data_provider).to(self.sae.device)
-            self.sae.initialize_b_dec(self.activation_scaler.scale(batch))
+            self.sae.initialize_from_data(self.activation_scaler.scale(batch))
 
     def _fold_scales(self) -> None:
         scaler = self.activation_scaler

@@ -321,8 +321,8 @@ def test_the_bias_starts_at_the_geometric_median_if_asked():
     sae = StandardTrainingCrosscoder(
         standard_config(d_in=16, source_widths=list(WIDTHS), b_dec_init="geometric_median")
     )
-    sae.initialize_b_dec(x)
+    sae.initialize_from_data(x)
     assert torch.equal(sae.b_dec, geometric_median(x))
     zeros = StandardTrainingCrosscoder(standard_config(d_in=16, source_widths=list(WIDTHS)))
-    zeros.initialize_b_dec(x)
+    zeros.initialize_from_data(x)
     assert zeros.b_dec.count_nonzero() == 0

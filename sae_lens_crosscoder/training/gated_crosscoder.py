@@ -1,0 +1,106 @@
+"""The Gated crosscoder: one path decides which latents are active, another how strongly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from sae_lens import GatedSAEConfig, SAEConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+
+
+@dataclass(kw_only=True)
+class GatedTrainingCrosscoderConfig(TrainingCrosscoderConfig):
+    """Configuration of `GatedTrainingCrosscoder`.
+
+    Raises:
+        ConfigError: A negative penalty or warm-up.
+    """
+
+    l1_coefficient: float = 2.0
+    """Weight of the sparsity penalty on the gates."""
+
+    l1_warm_up_steps: int | None = None
+    """Steps over which the penalty rises from 0; None is 5 % of the run (0 outside a run)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1_coefficient < 0 or (self.l1_warm_up_steps or 0) < 0:
+            raise ConfigError(
+                f"l1_coefficient={self.l1_coefficient} and l1_warm_up_steps={self.l1_warm_up_steps} must be 0 or more."
+            )
+
+    @override
+    def fill_in_schedule(self, n_steps: int) -> None:
+        if self.l1_warm_up_steps is None:
+            self.l1_warm_up_steps = int(0.05 * n_steps)
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "gated_crosscoder"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return GatedSAEConfig
+
+
+class GatedTrainingCrosscoder(TrainingCrosscoder[GatedTrainingCrosscoderConfig]):
+    """Gated crosscoder, saved as SAELens's `GatedSAE`.
+
+    With gates g = x W_enc + b_gate and magnitudes m = ReLU(x (W_enc e^r_mag) + b_mag), codes are f = 1[g > 0] m and
+
+    loss = E[ sum over sources |x^s - x_hat^s|^2 ] + lambda(t) E[ sum_j ReLU(g_j) c_j ] + E[ |x - x_hat(ReLU(g))|^2 ],
+
+    the last with the decoder held fixed (Rajamanoharan et al. 2024; c_j is the decoder norm, here summed over sources).
+    The penalty acts on gates only, so that it does not shrink the codes.
+    """
+
+    encoder_bias_names: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
+
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.r_mag = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {"l1": TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps or 0)}
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: Float[Tensor, "... d_in"]
+    ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
+        """Latent activations and the gates' pre-activations."""
+        projected = self.process_sae_in(x) @ self.W_enc
+        gates = projected + self.b_gate
+        magnitudes = self.hook_sae_acts_pre(projected * self.r_mag.exp() + self.b_mag)
+        return self.hook_sae_acts_post((gates > 0).to(self.dtype) * torch.relu(magnitudes)), gates
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        """The penalty on the gates and the reconstruction from them."""
+        open_gates = torch.relu(hidden_pre)
+        l1 = (open_gates * self.decoder_norms()).sum(dim=-1).mean()
+        from_gates = open_gates @ self.W_dec.detach() + self.b_dec.detach()
+        return {
+            "l1_loss": step_input.coefficients["l1"] * l1,
+            "auxiliary_reconstruction_loss": self.mse_loss_fn(from_gates, step_input.sae_in).sum(dim=-1).mean(),
+        }

@@ -16,7 +16,7 @@ from sae_lens.constants import (
 from sae_lens.evals import EvalConfig
 from sae_lens.load_model import HookedProxyLM, load_model
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
-from sae_lens.registry import get_sae_training_class
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 from sae_lens.saes.sae import (
     SAEMetadata,
@@ -39,6 +39,7 @@ __all__ = [
     "ACTIVATIONS_STORE_STATE_FILENAME",
     "RUNNER_CFG_FILENAME",
     "SAE_CFG_FILENAME",
+    "SAE_TRAINING_CLASS_REGISTRY",
     "SAE_WEIGHTS_FILENAME",
     "SPARSITY_FILENAME",
     "TRAINER_STATE_FILENAME",

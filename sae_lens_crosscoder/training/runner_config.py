@@ -15,7 +15,7 @@ import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import get_sae_training_class
+from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
 from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError
 from sae_lens_crosscoder.fields import checked_fields
@@ -256,8 +256,7 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
         config_class = get_sae_training_class(name)[1]
     except KeyError:
         raise ConfigError(
-            f"Architecture {name!r} is not registered. This package adds standard_crosscoder and batchtopk_crosscoder; "
-            "SAELens has standard, topk, batchtopk, jumprelu and more."
+            f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
         ) from None
     given = {name: value for name, value in values.items() if name != "architecture"}
     fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))

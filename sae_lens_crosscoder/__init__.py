@@ -14,7 +14,7 @@ def _runs_as_command() -> bool:
     started_by = sys.orig_argv[1:3]
     if started_by[:1] == ["-m"]:
         return started_by[1:] in (["sae_lens_crosscoder"], ["sae_lens_crosscoder.cli"])
-    return bool(started_by) and Path(started_by[0]).stem == "sae-lens-crosscoder"
+    return bool(started_by) and Path(started_by[0]).name in ("sae-lens-crosscoder", "sae-lens-crosscoder.exe")
 
 
 if not _runs_as_command():

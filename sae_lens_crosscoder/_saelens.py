@@ -4,22 +4,20 @@ Nothing else in the package imports a SAELens submodule, so a SAELens release th
 place. What is assumed of their behaviour has one test each in `tests/test_saelens_contract.py`.
 """
 
-from sae_lens.config import HfDataset, SAETrainerConfig
+from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import (
     ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.evals import EvalConfig
-from sae_lens.load_model import HookedProxyLM, load_model
+from sae_lens.load_model import load_model
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens.saes.jumprelu_sae import JumpReLU, Step
 from sae_lens.saes.sae import (
-    SAEMetadata,
     TrainCoefficientConfig,
     TrainStepInput,
     TrainStepOutput,
@@ -30,7 +28,6 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.types import DataProvider
 from sae_lens.util import (
     extract_layer_from_tlens_hook_name,
-    filter_valid_dataclass_fields,
     get_special_token_ids,
     str_to_dtype,
 )
@@ -40,17 +37,13 @@ __all__ = [
     "RUNNER_CFG_FILENAME",
     "SAE_CFG_FILENAME",
     "SAE_TRAINING_CLASS_REGISTRY",
-    "SAE_WEIGHTS_FILENAME",
     "SPARSITY_FILENAME",
     "TRAINER_STATE_FILENAME",
     "ActivationScaler",
     "DataProvider",
     "EvalConfig",
-    "HfDataset",
-    "HookedProxyLM",
     "JumpReLU",
     "PrefetchingIterator",
-    "SAEMetadata",
     "SAETrainerConfig",
     "Step",
     "TrainCoefficientConfig",
@@ -58,7 +51,6 @@ __all__ = [
     "TrainStepOutput",
     "concat_and_batch_sequences",
     "extract_layer_from_tlens_hook_name",
-    "filter_valid_dataclass_fields",
     "get_sae_training_class",
     "get_special_token_from_cfg",
     "get_special_token_ids",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
+EXIT_STOPPED = 130  # as a shell says of a program that was interrupted: nothing was saved
 
 # Commands to which every field of the configuration is a flag, and the flags that are not such fields.
 _OWN_FLAGS = {"train": ("-h", "--help", "--source", "--dataset"), "eval": ("-h", "--help", "--out", "--device")}
@@ -40,7 +41,10 @@ Every field of the configuration is a flag, fields of the crosscoder with the pr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0, 2 for bad input, 75 for an interrupted run that can be resumed."""
+    """Run a command; return its exit code.
+
+    0, 2 for bad input, 75 for an interrupted run that saved a checkpoint, 130 for one that did not.
+    """
     own, fields = split_fields(list(sys.argv[1:] if arguments is None else arguments))
     options = _parser().parse_args(own)
     options.fields = fields
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.command(options)
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED if error.checkpoint is not None else EXIT_STOPPED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -75,12 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         help="measure a crosscoder on its models",
         description="Load a crosscoder and its models, measure sparsity, explained variance, and CE and KL of every\n"
-        "model with the reconstruction spliced in, and write metrics.json. Fields of the run's configuration,\n"
+        "model with the reconstruction spliced in, and write evaluation.json. Fields of the run's configuration,\n"
         "such as --n_eval_batches or --datasets, can be changed by flags.",
         formatter_class=raw,
     )
     evaluate.add_argument("path", type=Path, help="folder of a crosscoder")
-    evaluate.add_argument("--out", type=Path, help="JSON file to write; default PATH/metrics.json")
+    evaluate.add_argument("--out", type=Path, help="JSON file to write; default PATH/evaluation.json")
     evaluate.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
     evaluate.set_defaults(command=_eval)
 
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("path", type=Path, help="folder of a crosscoder")
     diff.add_argument("--out", type=Path, help="folder to write to; default PATH")
+    diff.add_argument("--sources", metavar="FIRST,SECOND", help="the two sources to compare, if there are more")
     diff.add_argument("--exclusive-above", type=float, help="share of the norm above which a latent is one model's own")
     diff.add_argument("--shared-low", type=float, help="shared latents have every share above this")
     diff.add_argument("--shared-high", type=float, help="shared latents have every share below this")
@@ -115,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> None:
     values = parse_fields(options.fields)
+    from sae_lens_crosscoder.fields import merged
     from sae_lens_crosscoder.training import CrosscoderRunnerConfig, CrosscoderTrainingRunner
     from sae_lens_crosscoder.training.runner_config import read_config_file
 
@@ -123,7 +129,7 @@ def _train(options: argparse.Namespace) -> None:
         values["sources"] = [parse_pairs(text) for text in options.source]
     if options.dataset:
         values["datasets"] = [parse_pairs(text) for text in options.dataset]
-    cfg = CrosscoderRunnerConfig.from_dict(merged(base, values))
+    cfg = CrosscoderRunnerConfig.from_dict(merged(base, values), new_run=True)
     CrosscoderTrainingRunner(cfg).run()
     print(f"The crosscoder is in {cfg.output_path}.")
 
@@ -133,15 +139,18 @@ def _eval(options: argparse.Namespace) -> None:
     from sae_lens_crosscoder.evals import CrosscoderEvaluator
     from sae_lens_crosscoder.files import write_json
     from sae_lens_crosscoder.joint_model import JointModel
+    from sae_lens_crosscoder.training.runner_config import check_device
 
-    overrides = {**parse_fields(options.fields), "device": options.device, "llm_device": None, "act_store_device": None}
+    check_device(options.device)
+    overrides = parse_fields(options.fields)
+    overrides |= {"device": options.device, "llm_device": None, "act_store_device": None}
     run = _saved_run(options.path, options.device)
     cfg = run.config(overrides)
     model = JointModel.from_pretrained(run.sources, options.device)
     store = PairedActivationsStore.from_config(model, cfg)
     evaluator = CrosscoderEvaluator.from_store(store, cfg.eval_batch_size_prompts)
     metrics = evaluator.evaluate(run.sae, progress=True)
-    out = options.out or options.path / "metrics.json"
+    out = options.out or options.path / "evaluation.json"
     write_json(out, metrics)
     print(f"L0 {metrics['l0']:.1f}, {metrics['dead_latents']} of {metrics['d_sae']} latents silent on these tokens")
     for label, source in metrics["sources"].items():
@@ -153,7 +162,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _diff(options: argparse.Namespace) -> None:
+    import torch
+
     from sae_lens_crosscoder.diffing import ClassThresholds, PairGeometry, write_decoder_report
+    from sae_lens_crosscoder.sources import Sources
 
     run = _saved_run(options.path)
     given = {
@@ -162,8 +174,15 @@ def _diff(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is not None
     }
     sources = run.sources
+    if sources.combine == "difference":
+        raise ConfigError("This SAE was trained on a difference: its decoder has one part, and nothing to compare.")
+    labels = options.sources.split(",") if options.sources else sources.labels
+    if len(labels) != 2:
+        raise ConfigError(f"diff compares two sources, and these are {', '.join(labels)}: name two (--sources A,B).")
+    pair = Sources(tuple(sources[sources.position(label)] for label in labels))
+    W_dec = torch.cat([run.sae.W_dec[:, sources.columns(label)] for label in labels], dim=1)
     geometry = PairGeometry.from_decoder(
-        run.sae.W_dec, sources.widths, sources.labels, ClassThresholds(**given), sources.activation_scales, run.dead
+        W_dec, pair.widths, labels, ClassThresholds(**given), pair.activation_scales, run.dead
     )
     files = write_decoder_report(geometry, options.out or options.path)
     for name, count in geometry.counts.items():
@@ -173,7 +192,11 @@ def _diff(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from sae_lens_crosscoder.demo import run_demo
+    from sae_lens_crosscoder.files import check_writable
+    from sae_lens_crosscoder.training.runner_config import check_device
 
+    check_device(options.device)
+    check_writable(options.out)
     run_demo(options.out, seed=options.seed, device=options.device)
 
 
@@ -244,15 +267,6 @@ def parse_pairs(text: str) -> dict[str, Any]:
     if broken:
         raise ConfigError(f"{broken[0]!r} is no field=value, in {text!r}.")
     return {name.strip(): _parse_value(value) for name, _, value in pairs}
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the changes, merging mappings such as `sae` and `logger` field by field."""
-    result = dict(base)
-    for name, value in changes.items():
-        old = result.get(name)
-        result[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
 
 
 def _parse_value(text: str) -> Any:

@@ -42,5 +42,23 @@ class MissingDependencyError(CrosscoderError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 
 
+class DivergedError(CrosscoderError, ArithmeticError):
+    """Training gave a loss or weights that are infinite or not a number."""
+
+
 class TrainingInterrupted(CrosscoderError):
-    """Training was asked to stop (SIGINT or SIGTERM) and saved a checkpoint before it did."""
+    """Training was asked to stop (SIGINT or SIGTERM).
+
+    Args:
+        message: What happened.
+        checkpoint: The checkpoint that was saved; None if there was no path for one.
+    """
+
+    def __init__(self, message: str, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
+def first_line(error: BaseException) -> str:
+    """The message of another library's error on one line, for a message of ours."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

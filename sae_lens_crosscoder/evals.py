@@ -119,6 +119,9 @@ class CrosscoderEvaluator:
       the zero-ablated model; `kl_div_score` likewise);
     - `datasets.<label>`: the same again for every data set, if there are several.
 
+    All positions of the held-out sequences count, but for `excluded_tokens`: `seqpos_slice` and the norm limit of the
+    training data do not apply.
+
     Args:
         model: The joint model.
         sequences: Held-out sequences by data set.
@@ -169,11 +172,11 @@ class CrosscoderEvaluator:
     def __call__(
         self, sae: SAE[Any], data_provider: DataProvider, activation_scaler: ActivationScaler
     ) -> dict[str, Any]:
-        """The metrics with names such as "metrics/sources/base/ce_loss_score", for W&B."""
+        """The metrics with names such as "eval/sources/base/ce_loss_score", for W&B."""
         if isinstance(data_provider, TrainingBatches):
             with data_provider.paused():
-                return _flat(self.evaluate(sae, activation_scaler), "metrics")
-        return _flat(self.evaluate(sae, activation_scaler), "metrics")
+                return _flat(self.evaluate(sae, activation_scaler), "eval")
+        return _flat(self.evaluate(sae, activation_scaler), "eval")
 
     @torch.no_grad()
     def evaluate(

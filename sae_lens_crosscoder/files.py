@@ -1,4 +1,4 @@
-"""Writing folders so that nothing half-written stays: aside first, then moved into place."""
+"""Writing files and folders so that nothing half-written stays: aside first, then moved into place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any, cast
 from sae_lens_crosscoder.errors import CrosscoderError, NotFoundError, SaveError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+_ELSEWHERE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
+_REFUSED = {*_FULL, *_ELSEWHERE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
@@ -30,10 +31,15 @@ def written_aside(folder: str | Path) -> Generator[Path]:
     Raises:
         SaveError: The system refused a write; the message names the folder and the reason.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()
     with _refusals_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent))
+        # A folder that cannot be renamed (a mount, one that somebody works in, or in a folder of somebody else) is
+        # written to file by file.
+        in_use = target.is_mount() or Path.cwd().is_relative_to(target)
+        fixed = target.is_dir() and (in_use or not os.access(target.parent, os.W_OK))
+        place = target if fixed else target.parent
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".tmp", dir=place))
     try:
         with _refusals_named(target):
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
@@ -41,9 +47,33 @@ def written_aside(folder: str | Path) -> Generator[Path]:
             for path in aside.rglob("*"):
                 if path.is_file():
                     _sync(path)
-            _take_place(aside, target)
+            if fixed:
+                _move_files(aside, target)
+            else:
+                _take_place(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises:
+    SaveError: Nothing can be written to the folder, or to the nearest one above it that is there.
+    """
+    target = Path(folder).resolve()
+    nearest = next(path for path in (target, *target.parents) if path.exists())
+    with _refusals_named(target), tempfile.TemporaryFile(dir=nearest):
+        return
+
+
+def _move_files(aside: Path, target: Path) -> None:
+    # The configuration last: without it the folder is no SAE, so a break in between is seen.
+    for path in sorted(aside.rglob("*"), key=lambda path: (path.name.endswith(".json"), path)):
+        moved = target / path.relative_to(aside)
+        if path.is_dir():
+            moved.mkdir(parents=True, exist_ok=True)
+        else:
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(moved)
 
 
 def _take_place(aside: Path, target: Path) -> None:

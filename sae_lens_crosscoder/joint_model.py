@@ -24,7 +24,7 @@ from transformer_lens.HookedTransformer import (
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
-from sae_lens_crosscoder.errors import MissingDependencyError, ShapeError, SourceError
+from sae_lens_crosscoder.errors import MissingDependencyError, NotFoundError, ShapeError, SourceError, first_line
 from sae_lens_crosscoder.sources import Source, Sources
 from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
 
@@ -93,7 +93,7 @@ class JointModel(_JointHookedModule):
             tokenizer=_preferred_tokenizer([tokenizer for _, tokenizer in tokenizers]),
             device=torch.device(device) if device is not None else _input_device(models[0]),
             d_vocab=getattr(getattr(models[0], "cfg", None), "d_vocab", None),
-            model_name="+".join(dict.fromkeys(source.model_name for source in sources)),
+            model_name=sources.model_name,
         )
         self.sources = sources
         # A tuple, because nn.Module would register models it finds in attributes or lists of modules.
@@ -101,15 +101,19 @@ class JointModel(_JointHookedModule):
         self._check_widths()
 
     @classmethod
-    def from_pretrained(cls, sources: Sources, device: str | torch.device = "cpu") -> JointModel:
+    def from_pretrained(
+        cls, sources: Sources, device: str | torch.device | None = None, default_device: str = "cpu"
+    ) -> JointModel:
         """Load every model that the sources name, each once, with SAELens's loader.
 
         Args:
-            sources: What is read. A source's own `device` wins over `device`.
-            device: Where models live whose source names no device, and where joint activations are assembled.
+            sources: What is read.
+            device: Where all models live; None puts each where its source says.
+            default_device: Where models live whose source names no device.
 
         Raises:
             SourceError: A model class that is unknown.
+            NotFoundError: A model that cannot be loaded.
         """
         hooks: dict[tuple[Any, ...], list[str]] = {}
         for source in sources:
@@ -117,8 +121,9 @@ class JointModel(_JointHookedModule):
         loaded: dict[tuple[Any, ...], HookedModel] = {}
         for source in sources:
             if source.model_key not in loaded:
-                loaded[source.model_key] = _load(source, hooks[source.model_key], str(source.device or device))
-        return cls(sources, [loaded[source.model_key] for source in sources], device)
+                place = str(device or source.device or default_device)
+                loaded[source.model_key] = _load(source, hooks[source.model_key], place)
+        return cls(sources, [loaded[source.model_key] for source in sources], device or default_device)
 
     def view(self, label: str) -> JointModelView:
         """The model of one source, continued from the joint hook.
@@ -173,12 +178,21 @@ class JointModel(_JointHookedModule):
             )
         return self.joint_hook(self.join(self.source_activations(tokens)))
 
-    def to_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens of a text, by the first model that has a tokenizer (all share one vocabulary)."""
-        for model in self.source_models:
-            if getattr(model, "tokenizer", None) is not None:
-                return model.to_tokens(*args, **kwargs)
-        raise SourceError("No model of this joint model has a tokenizer. Give tokens, or models with a tokenizer.")
+    def to_tokens(self, text: str | list[str], prepend_bos: bool = True, **_: Any) -> Int[Tensor, "batch pos"]:
+        """Tokens of one text or of several of equal length in tokens, after BOS unless `prepend_bos=False`.
+
+        Raises:
+            SourceError: No model has a tokenizer, or it has no BOS to prepend.
+        """
+        if self.tokenizer is None:
+            raise SourceError("No model of this joint model has a tokenizer. Give token ids, or models with one.")
+        texts = [text] if isinstance(text, str) else text
+        ids = torch.tensor(self.tokenizer(texts, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        if not prepend_bos:
+            return ids
+        if self.tokenizer.bos_token_id is None:
+            raise SourceError("The tokenizer has no BOS token. Pass prepend_bos=False.")
+        return torch.cat([torch.full((len(ids), 1), self.tokenizer.bos_token_id), ids], dim=1)
 
     def compile_models(self, mode: str | None = None) -> None:
         """Compile the forward pass of every model with `torch.compile`."""
@@ -279,7 +293,16 @@ def _load(source: Source, hook_names: list[str], device: str) -> HookedModel:
                 f"{source.model_name!r} has no module {source.hook_name!r} to read source {source.label!r} at. Print "
                 "dict(model.named_modules()) for the names that it has."
             ) from error
-        raise
+        raise _not_loaded(source, error) from error
+    except OSError as error:
+        raise _not_loaded(source, error) from error
+
+
+def _not_loaded(source: Source, error: Exception) -> NotFoundError:
+    return NotFoundError(
+        f"The model {source.model_name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "
+        f"{first_line(error)}"
+    )
 
 
 def _check_hook(source: Source, model: HookedModel) -> None:

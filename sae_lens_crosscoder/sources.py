@@ -8,6 +8,7 @@ whatever is missing or misspelt, this reader raises.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,19 @@ class Source:
                 raise SourceError(f"Source {self.label!r} has an empty {name}: say which one is read.")
         if isinstance(self.d_in, bool) or not isinstance(self.d_in, int) or self.d_in < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SourceError(f"Source {self.label!r} has width d_in={self.d_in!r}: it must be a positive integer.")
+        # A torch.dtype is what loaders take, but no JSON; they take its name as well.
+        kwargs = {
+            name: str(value).removeprefix("torch.") if type(value).__name__ == "dtype" else value
+            for name, value in self.model_from_pretrained_kwargs.items()
+        }
+        object.__setattr__(self, "model_from_pretrained_kwargs", kwargs)
+        try:
+            json.dumps(kwargs)
+        except TypeError as error:
+            raise SourceError(
+                f"Source {self.label!r} has model_from_pretrained_kwargs that cannot be saved: {error}. "
+                "Load the models yourself and pass override_model=JointModel(sources, models)."
+            ) from error
         if not self.activation_scale > 0:
             raise SourceError(
                 f"Source {self.label!r} has activation_scale={self.activation_scale!r}: it must be positive."
@@ -159,6 +173,12 @@ class Sources(Sequence[Source]):
     def activation_scales(self) -> list[float]:
         """The factor that was folded into each source's weights."""
         return [source.activation_scale for source in self.sources]
+
+    @property
+    def model_name(self) -> str:
+        """The models' names in one, with only such characters as SAELens may put into the name of a W&B artifact."""
+        names = dict.fromkeys(source.model_name for source in self)
+        return "_and_".join(re.sub(r"[^\w.\-/]", "_", name) for name in names)
 
     def position(self, label: str) -> int:
         """Where the source with this label stands.

@@ -256,7 +256,7 @@ def test_data_sets_have_their_shares_in_the_overall_metrics():
 
 def test_for_the_log_metrics_have_flat_names():
     flat = evaluator(tiny_pair(dtype=torch.float64))(random_sae(), iter(()), ActivationScaler())
-    assert {"metrics/l0", "metrics/sources/base/ce_loss_score", "metrics/sources/chat/explained_variance"} <= set(flat)
+    assert {"eval/l0", "eval/sources/base/ce_loss_score", "eval/sources/chat/explained_variance"} <= set(flat)
     assert all(isinstance(value, float | int) for value in flat.values())
 
 

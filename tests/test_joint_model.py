@@ -331,13 +331,16 @@ def test_each_model_is_loaded_once_on_its_own_device_with_its_weights_as_they_we
         {"center_writing_weights": True},
         "cpu",
     )
-    joint = JointModel.from_pretrained(Sources((early, other, late)), device="cpu:0")
+    joint = JointModel.from_pretrained(Sources((early, other, late)), default_device="cpu:0")
     assert calls == [
         ("HookedTransformer", "gemma", "cpu:0", {"center_writing_weights": False}, None),
         ("HookedTransformer", "gemma-it", "cpu", {"center_writing_weights": True}, None),
     ]
     assert joint.source_models[0] is joint.source_models[2] is not joint.source_models[1]
     assert late.model_from_pretrained_kwargs == {}
+    calls.clear()
+    JointModel.from_pretrained(Sources((early, other)), device="cpu:0")
+    assert [call[2] for call in calls] == ["cpu:0", "cpu:0"]
 
 
 def test_an_unknown_model_class_is_refused_with_the_known_ones():

@@ -35,16 +35,16 @@ from sae_lens import (
     TrainingSAE,
     run_evals,
 )
+from sae_lens.load_model import HookedProxyLM
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.util import filter_valid_dataclass_fields
 
 from sae_lens_crosscoder import _saelens
 from sae_lens_crosscoder._saelens import (
     ActivationScaler,
     EvalConfig,
-    HookedProxyLM,
     PrefetchingIterator,
-    SAEMetadata,
     extract_layer_from_tlens_hook_name,
-    filter_valid_dataclass_fields,
     get_sae_training_class,
     get_special_token_from_cfg,
     get_special_token_ids,

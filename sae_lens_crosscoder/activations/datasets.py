@@ -194,6 +194,10 @@ def packed_sequences(
         if kind == "tokens":
             cut = (list(row[: form.context_size]) for row in rows)
             return {"input_ids": [row for row in cut if len(row) == form.context_size]}
+        if any(row is None for row in rows):
+            raise DataError(
+                f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out before training."
+            )
         texts = _chats_as_texts(rows, config, tokenizer) if kind == "chat" else rows
         return {"input_ids": list(_packed(texts, tokenizer, form))}
 
@@ -210,6 +214,8 @@ def mix(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int)
 def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Iterator[list[int]]:
     if not texts:
         return
+    if form.prepend_bos and tokenizer.bos_token_id is None:
+        raise DataError("prepend_bos=True, but the tokenizer has no BOS token. Set prepend_bos=False.")
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     separator = get_special_token_from_cfg(form.sequence_separator_token, tokenizer)
     sequences = concat_and_batch_sequences(

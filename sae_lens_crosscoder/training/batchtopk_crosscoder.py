@@ -124,8 +124,9 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         average = (self.topk_threshold * self.topk_threshold_weight * (1 - rate) + smallest * rate) / weight
         # A batch without a positive code says nothing about the threshold.
         said = smallest.isfinite()
-        self.topk_threshold.copy_(torch.where(said, average, self.topk_threshold))
-        self.topk_threshold_weight.copy_(torch.where(said, weight, self.topk_threshold_weight))
+        # Assigned, not written in place: torch.compile drops writes to buffers under no_grad.
+        self.topk_threshold = torch.where(said, average, self.topk_threshold)
+        self.topk_threshold_weight = torch.where(said, weight, self.topk_threshold_weight)
 
     @torch.no_grad()
     def latent_thresholds(self) -> Float[Tensor, " d_sae"]:

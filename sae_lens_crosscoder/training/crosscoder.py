@@ -30,7 +30,7 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     `normalize_activations="expected_average_only_in"` means here: *each source* is scaled to mean norm sqrt(its width).
 
     Raises:
-        ConfigError: A normalisation that cannot be folded per source, or a bias initialisation that is unknown.
+        ConfigError: A normalisation that cannot be folded per source, an unknown choice, or float16 weights.
     """
 
     source_widths: list[int] = field(default_factory=list[int])
@@ -62,6 +62,12 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
             raise ConfigError(
                 f"normalize_activations={self.normalize_activations!r} is not defined per source. Use "
                 "'expected_average_only_in' (each source to mean norm sqrt(width)) or 'none'."
+            )
+        if self.dtype == "float16":
+            raise ConfigError(
+                "dtype='float16' cannot train a crosscoder: Adam's epsilon rounds to 0 and the weights become NaN. Use "
+                "'float32' (with autocast=True for speed) or 'bfloat16'; activations may still be kept in float16 "
+                "(buffer_dtype)."
             )
         if self.b_dec_init not in get_args(DecoderBiasInit):
             raise ConfigError(
@@ -151,7 +157,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         """c_j, the decoder norm in training units that penalties and selection use, with gradient."""
         if self.cfg.decoder_norm == "none":
             return self.W_dec.new_ones(self.cfg.d_sae)
-        norms = self.source_decoder_norms() * self.source_scales
+        norms = self.source_decoder_norms() * self.source_scales.to(self.W_dec.dtype)
         return norms.sum(dim=-1) if self.cfg.decoder_norm == "sum" else norms.norm(dim=-1)
 
     @override

@@ -23,19 +23,22 @@ from sae_lens_crosscoder._saelens import (
     ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
     ActivationScaler,
 )
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError, first_line
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
-from sae_lens_crosscoder.files import existing_folder, write_json, written_aside
+from sae_lens_crosscoder.files import check_writable, existing_folder, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
 METRICS_FILENAME = "metrics.json"
+DEAD_LATENTS = "dead_latents"
+"""Tensor beside the sparsity: 1 for latents that were dead when training ended."""
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -71,17 +74,22 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         # SAELens's __init__ builds its own store and evaluator, so it is not called.
         self.cfg = cfg
         if cfg.resume_from_checkpoint is not None:
-            existing_folder(cfg.resume_from_checkpoint, "checkpoint")
+            _check_checkpoint(cfg.resume_from_checkpoint)
+        for folder in (cfg.output_path, cfg.checkpoint_path):
+            if folder is not None:
+                check_writable(folder)
         if override_model is not None and override_model.sources != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}), "
                 f"which are not those of the configuration, {cfg.joint_sources.labels} ({cfg.combine}). Build it with "
                 "JointModel(cfg.joint_sources, models)."
             )
-        self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, cfg.llm_device or cfg.device)
+        device = cfg.llm_device or cfg.device
+        self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, default_device=device)
         self._compile_llm_if_needed()
         self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
         self.sae = override_sae if override_sae is not None else self._new_sae()
+        self._check_sae()
         self.sae.to(cfg.device)
         self.evaluator = self._new_evaluator()
 
@@ -116,41 +124,54 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 sae = trainer.fit()
         finally:
             batches.close()
-        self._record_activation_scales(sae)
+        _write_sources(sae, self.model.sources.with_activation_scales(trainer.folded_scales))
         if self.cfg.output_path is not None:
-            self.save_final_sae(sae, self.cfg.output_path, trainer.log_feature_sparsity)
+            self._save_output(sae, Path(self.cfg.output_path), trainer)
             self._evaluate_saved(Path(self.cfg.output_path), trainer)
         if logger.log_to_wandb:
             wandb.finish()
         return sae
 
-    @override
-    def save_final_sae(
-        self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
-    ) -> None:
-        """Save the stock SAELens SAE and the run's configuration, aside, then move them into place.
-
-        Raises:
-            SaveError: The system refused a write; what was in the folder before is unchanged.
-        """
-        with written_aside(output_path) as folder:
-            weights_path, cfg_path = sae.save_inference_model(folder)
-            sparsity_path = None
-            if log_feature_sparsity is not None:
-                sparsity_path = folder / SPARSITY_FILENAME
-                save_file({"sparsity": log_feature_sparsity}, sparsity_path)
-            write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
-            if self.cfg.logger.log_to_wandb:
-                self.cfg.logger.log(
-                    self, weights_path, cfg_path, sparsity_path=sparsity_path, wandb_aliases=["final_model"]
-                )
+    def _save_output(self, sae: TrainingSAE[Any], folder: Path, trainer: CrosscoderTrainer) -> None:
+        """Save the stock SAELens SAE and the run's configuration, aside, then move them into place."""
+        with written_aside(folder) as aside:
+            weights, config = sae.save_inference_model(aside)
+            sparsity = {
+                "sparsity": trainer.log_feature_sparsity,
+                DEAD_LATENTS: trainer.dead_neurons.to(device="cpu", dtype=torch.uint8),
+            }
+            save_file(sparsity, aside / SPARSITY_FILENAME)
+            write_json(aside / RUNNER_CFG_FILENAME, self.cfg.to_dict())
+        if self.cfg.logger.log_to_wandb:
+            # After the files are in place: whatever W&B raises, the crosscoder is saved.
+            paths = [folder / path.name for path in (weights, config)]
+            self.cfg.logger.log(trainer, *paths, folder / SPARSITY_FILENAME, wandb_aliases=["final_model"])
 
     def _new_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:
             folder = existing_folder(self.cfg.from_pretrained_path, "pretrained training crosscoder")
-            return TrainingSAE.load_from_disk(folder, self.cfg.device)
+            try:
+                return TrainingSAE.load_from_disk(folder, self.cfg.device)
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise NotFoundError(f"{folder} holds no training crosscoder: {first_line(error)}") from error
         values = self.cfg.get_training_sae_cfg_dict()
         return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(values).to_dict())
+
+    def _check_sae(self) -> None:
+        """Whether a crosscoder that was not made from the configuration fits it; then its own fields are the run's."""
+        given, wanted = self.sae.cfg, self.cfg.sae
+        for name, own, configured in (
+            ("architecture", given.architecture(), wanted.architecture()),
+            *((n, getattr(given, n, None), getattr(wanted, n, None)) for n in ("d_in", "d_sae", "source_widths")),
+        ):
+            if own != configured:
+                raise ConfigError(
+                    f"The crosscoder to go on from has {name}={own!r}, the configuration says {configured!r}. "
+                    f"Set it to {own!r}; to go on from a finished run give one of its checkpoints, not its output."
+                )
+        if isinstance(given, TrainingCrosscoderConfig) and given.normalize_activations == "none":
+            wanted.normalize_activations = "none"
+        self.cfg.sae = given
 
     def _new_evaluator(self) -> CrosscoderEvaluator | None:
         if self.activations_store.cfg.n_eval_sequences == 0:
@@ -190,11 +211,6 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         }
         write_json(folder / METRICS_FILENAME, metrics)
 
-    def _record_activation_scales(self, sae: TrainingSAE[Any]) -> None:
-        if isinstance(sae, TrainingCrosscoder):
-            sources = self.model.sources.with_activation_scales(sae.source_scales.tolist())
-            _write_sources(sae, sources)
-
     @override
     def _set_sae_metadata(self) -> None:
         super()._set_sae_metadata()
@@ -213,6 +229,16 @@ def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
         sae.cfg.metadata[name] = value
 
 
+def _check_checkpoint(path: str) -> None:
+    folder = existing_folder(path, "checkpoint")
+    missing = [n for n in (ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME) if not (folder / n).is_file()]
+    if missing:
+        raise NotFoundError(
+            f"{folder} is no checkpoint to resume from: it lacks {' and '.join(missing)}. Checkpoints are the folders "
+            "below checkpoint_path; to train on a finished crosscoder use from_pretrained_path."
+        )
+
+
 @contextmanager
 def _stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
     """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step."""
@@ -220,7 +246,10 @@ def _stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
         yield  # signals can only be handled in the main thread
         return
 
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        if trainer.stop_requested:  # asked twice: stop at once, without saving
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
         trainer.stop_requested = True
 
     previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}

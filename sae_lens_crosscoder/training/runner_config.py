@@ -5,24 +5,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError, first_line
 from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.recipes import recipe_for
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
 
@@ -91,14 +96,14 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         self.sources = list(joint)
         self.datasets = self._dataset_entries()
         self._check_fields(joint)
-        self.model_name = "+".join(dict.fromkeys(source.model_name for source in joint))
-        self.model_class_name = "JointModel"
-        self.model_from_pretrained_kwargs = {}
-        self.hook_name = JOINT_HOOK_NAME
+        self._fill_in_model(joint)
         # SAELens takes True for "already tokenized" and refuses it beside chat formatting; here each data set says.
         self.is_dataset_tokenized = False
         self._fill_in_recipe()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(first_line(error)) from error
 
     @property
     def joint_sources(self) -> Sources:
@@ -155,8 +160,15 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     @classmethod
     @override
-    def from_dict(cls, cfg_dict: Mapping[str, Any]) -> CrosscoderRunnerConfig[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def from_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, cfg_dict: Mapping[str, Any], new_run: bool = False
+    ) -> CrosscoderRunnerConfig[Any]:
         """The configuration that a mapping describes, as `to_dict` or a configuration file gives it.
+
+        Args:
+            cfg_dict: The fields.
+            new_run: Whether a unique id is appended to `checkpoint_path`, as SAELens does for a new run, or the path is
+                that of an earlier run and taken as it is.
 
         Raises:
             ConfigError: An unknown field or architecture; the message suggests the nearest one.
@@ -178,7 +190,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         whole = {**values, "sae": sae_config(cast("Mapping[str, Any]", sae)), "logger": LoggingConfig(**logger)}
         checked_elsewhere = ("sae", "logger", "sources", "datasets")
         cfg = cls(**checked_fields(cls, whole, "The configuration", ConfigError, checked_elsewhere))
-        if "checkpoint_path" in values:
+        if "checkpoint_path" in values and not new_run:
             # SAELens appends a unique id on construction; a path that is read back has it already.
             cfg.checkpoint_path = values["checkpoint_path"]
         return cfg
@@ -191,10 +203,29 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             NotFoundError: There is no such file.
             ConfigError: It cannot be parsed, or a field is unknown.
         """
-        return cls.from_dict(read_config_file(path))
+        return cls.from_dict(read_config_file(path), new_run=True)
 
     def _dataset_entries(self) -> list[DatasetConfig]:
         return [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]
+
+    def _fill_in_model(self, joint: Sources) -> None:
+        """Set what SAELens's fields say of the one model, after checking that the user did not mean to set it."""
+        given = {f.name: f.default for f in dataclasses.fields(LanguageModelSAERunnerConfig)}
+        ours: dict[str, Any] = {
+            "model_name": joint.model_name,
+            "model_class_name": "JointModel",
+            "model_from_pretrained_kwargs": {},
+            "hook_name": JOINT_HOOK_NAME,
+        }
+        for name, value in ours.items():
+            if getattr(self, name) not in (given[name], value):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} would have no effect: a run on several models reads it from each "
+                    "source. Set it there."
+                )
+            setattr(self, name, value)
+        if self.model_kwargs:
+            raise ConfigError(f"model_kwargs={self.model_kwargs!r} is not supported for several models.")
 
     def _check_fields(self, joint: Sources) -> None:
         sae = self.sae
@@ -203,6 +234,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 raise ConfigError(
                     f"A crosscoder needs at least two sources, but there is only {joint.labels[0]!r}. Add the second "
                     "model (or layer), or train a SAELens SAE on the one."
+                )
+            if joint.combine == "difference":
+                raise ConfigError(
+                    f"combine='difference' leaves one activation, so that {sae.architecture()} has no sources to "
+                    "compare. Train a SAELens architecture on it, such as BatchTopKTrainingSAEConfig, or concatenate."
                 )
             if not sae.source_widths:
                 sae.source_widths = joint.widths
@@ -219,10 +255,34 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 f"Both dataset_path={self.dataset_path!r} and datasets are given. Move the first into datasets, with a "
                 "weight."
             )
+        self._check_values()
         if self.hook_head_index is not None:
             raise ConfigError("hook_head_index is not defined for several sources. Read hook_z whole instead.")
         if self.training_tokens < 1:
             raise ConfigError(f"training_tokens={self.training_tokens} must be positive.")
+
+    def _check_values(self) -> None:
+        for name in ("dtype", "buffer_dtype"):
+            value = getattr(self, name)
+            if value is not None and value not in _DTYPES:
+                raise ConfigError(f"{name}={value!r} is unknown. Use one of {', '.join(_DTYPES)}.")
+        for name in ("device", "llm_device", "act_store_device"):
+            check_device(getattr(self, name), name)
+        check_device(self.sae.device, "sae.device")
+        if self.lr_scheduler_name.lower() not in _SCHEDULES:
+            raise ConfigError(
+                f"lr_scheduler_name={self.lr_scheduler_name!r} is unknown. Use one of {', '.join(_SCHEDULES)}."
+            )
+        if self.context_size < 1 or self.store_batch_size_prompts < 1:
+            raise ConfigError(
+                f"context_size={self.context_size} and store_batch_size_prompts={self.store_batch_size_prompts} must "
+                "be positive."
+            )
+        if self.use_cached_activations:
+            if self.max_activation_norm_multiple is not None:
+                raise ConfigError("max_activation_norm_multiple does not apply to cached activations. Leave it out.")
+            if self.cached_activations_path is not None and not Path(self.cached_activations_path).is_dir():
+                raise NotFoundError(f"There are no cached activations at {self.cached_activations_path}.")
 
     def _fill_in_recipe(self) -> None:
         recipe = recipe_for(self.sae.architecture())
@@ -243,6 +303,20 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             self.dead_feature_window = max(1, recipe.dead_after_tokens // self.train_batch_size_tokens)
         if isinstance(self.sae, TrainingCrosscoderConfig):
             self.sae.fill_in_schedule(n_steps)
+
+
+def check_device(name: str | None, field: str = "device") -> None:
+    """Raises:
+    ConfigError: The device is unknown, or a GPU that is not there.
+    """
+    if name is None or name == "with_model":
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{field}={name!r} is no device: {first_line(error)}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{field}={name!r}, but torch finds no CUDA device. Use 'cpu', or a CUDA build of torch.")
 
 
 def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
@@ -275,8 +349,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise NotFoundError(f"There is no configuration file at {file}.")
     try:
         values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be parsed: {error}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")
     return cast("dict[str, Any]", values)

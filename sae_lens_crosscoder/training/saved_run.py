@@ -9,18 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from sae_lens import SAE
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
-from sae_lens_crosscoder.errors import NotFoundError
+from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
+from sae_lens_crosscoder.fields import merged
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.sources import Sources
-from sae_lens_crosscoder.training.runner import METRICS_FILENAME
-from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.runner import DEAD_LATENTS, METRICS_FILENAME
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig, read_config_file
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,15 @@ class SavedRun:
 
     @cached_property
     def sae(self) -> SAE[Any]:
-        """The crosscoder: a stock SAELens SAE over raw joint activations."""
-        return SAE.load_from_disk(self.folder, device=self.device)
+        """The crosscoder: a stock SAELens SAE over raw joint activations.
+
+        Raises:
+            DataError: The files are damaged, or those of an architecture that is not known.
+        """
+        try:
+            return SAE.load_from_disk(self.folder, device=self.device)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property
     def sources(self) -> Sources:
@@ -58,12 +66,10 @@ class SavedRun:
 
     @cached_property
     def dead(self) -> Bool[Tensor, " d_sae"] | None:
-        """Latents that never fired in the last sparsity window of training; None if that was not saved."""
+        """Latents that were dead at the end of training (`dead_feature_window`); None if that was not saved."""
         path = self.folder / SPARSITY_FILENAME
-        if not path.is_file():
-            return None
-        # SAELens saves log10(frequency + 1e-10): -10 means never.
-        return load_file(path)["sparsity"] <= torch.tensor(-9.99)
+        dead = load_file(path).get(DEAD_LATENTS) if path.is_file() else None
+        return None if dead is None else dead.bool()
 
     def metrics(self) -> dict[str, Any]:
         """The evaluation that the run made of what it saved.
@@ -91,5 +97,7 @@ class SavedRun:
             raise NotFoundError(
                 f"{self.folder} holds no {RUNNER_CFG_FILENAME}: it is unknown which data the crosscoder was trained on."
             )
-        values: dict[str, Any] = json.loads(path.read_text())
-        return CrosscoderRunnerConfig.from_dict({**values, **(overrides or {}), "verbose": False})
+        values = read_config_file(path)
+        if overrides and overrides.get("datasets"):
+            values["dataset_path"] = ""
+        return CrosscoderRunnerConfig.from_dict(merged(values, {**(overrides or {}), "verbose": False}))

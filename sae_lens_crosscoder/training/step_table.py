@@ -43,6 +43,7 @@ class StepTable:
             self._file.close()
 
     def _begin(self, path: Path, columns: list[str]) -> TextIO:
+        """Open the file and write what stands before the first new row."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, str]] = []
         self._columns = ["step", *sorted(name for name in columns if name != "step")]

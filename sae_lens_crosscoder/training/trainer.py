@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 import wandb
 from sae_lens import SAETrainer, TrainingSAE
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import ActivationScaler, SAETrainerConfig, TrainStepOutput
+from sae_lens_crosscoder._saelens import SPARSITY_FILENAME, ActivationScaler, SAETrainerConfig, TrainStepOutput
 from sae_lens_crosscoder.activations import TrainingBatches
-from sae_lens_crosscoder.errors import ConfigError, TrainingInterrupted
+from sae_lens_crosscoder.errors import ConfigError, DivergedError, TrainingInterrupted
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
 from sae_lens_crosscoder.sources import Sources
@@ -67,6 +69,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
+        self.folded_scales = list(parts.sources.activation_scales)
+        """The factor of each source that is folded into the weights."""
 
     @override
     def fit(self) -> TrainingSAE[Any]:
@@ -74,6 +78,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
         Raises:
             TrainingInterrupted: `stop_requested` was set; a checkpoint was saved first, if there is a path for one.
+            DivergedError: The loss or the weights are infinite or not a number.
         """
         self.sae.to(self.cfg.device)
         if self.n_training_steps == 0:
@@ -89,6 +94,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 output = self.step(next(self.data_provider))
                 if self._is_logging_step():
                     row = self._curve_row(output)
+                    self._check_finite(row["losses/overall_loss"])
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
@@ -97,13 +103,14 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 self.n_training_steps += 1
                 bar.update(len(output.sae_in))
                 self._checkpoint_if_needed()
-                if self.stop_requested:
+                if self.stop_requested and self.n_training_samples < total:
                     self._save_and_stop()
         self._log(self.full_sparsity_window_log())
-        self._fold_scales()
-        self.set_final_sae_metadata()
+        self._check_finite(*(weights.detach().sum().item() for weights in self.sae.parameters()))
         if self.cfg.save_final_checkpoint:
             self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
+        self._fold_scales()
+        self.set_final_sae_metadata()
         return self.sae
 
     @override
@@ -120,10 +127,16 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             if self.cfg.logger.log_to_wandb:
                 super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)
             return
-        with written_aside(Path(base) / checkpoint_name) as folder:
-            super().save_checkpoint(folder.name, folder.parent, wandb_aliases)
+        target = Path(base) / checkpoint_name
+        with written_aside(target) as folder:
+            weights, config = self.sae.save_model(folder)
+            save_file({"sparsity": self.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+            self.save_trainer_state(folder)
             if self.parts.save_run_state is not None:
                 self.parts.save_run_state(folder)
+        if self.cfg.logger.log_to_wandb:
+            paths = [target / path.name for path in (weights, config, folder / SPARSITY_FILENAME)]
+            self.cfg.logger.log(self, *paths, wandb_aliases=wandb_aliases)
 
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:
@@ -155,6 +168,10 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _fold_scales(self) -> None:
         scaler = self.activation_scaler
         if scaler.scaling_factor is not None:
+            factors = torch.as_tensor(scaler.scaling_factor, dtype=torch.float64).expand(len(self.folded_scales))
+            self.folded_scales = [
+                before * factor for before, factor in zip(self.folded_scales, factors.tolist(), strict=True)
+            ]
             self.sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
             scaler.scaling_factor = None
         if scaler.whitening is not None:
@@ -163,12 +180,20 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             scaler.whitening = None
 
     def _save_and_stop(self) -> None:
+        message = f"Training was interrupted after {self.n_training_samples} tokens"
         path = self.cfg.checkpoint_path
-        saved = ""
-        if path is not None:
-            self.save_checkpoint(str(self.n_training_samples))
-            saved = f" Go on with resume_from_checkpoint={path}/{self.n_training_samples}"
-        raise TrainingInterrupted(f"Training was interrupted after {self.n_training_samples} tokens.{saved}")
+        if path is None:
+            raise TrainingInterrupted(f"{message}. Nothing was saved: there is no checkpoint_path.")
+        self.save_checkpoint(str(self.n_training_samples))
+        checkpoint = f"{path}/{self.n_training_samples}"
+        raise TrainingInterrupted(f"{message}. Go on with resume_from_checkpoint={checkpoint}", checkpoint)
+
+    def _check_finite(self, *values: float) -> None:
+        if not all(math.isfinite(value) for value in values):
+            raise DivergedError(
+                f"Training diverged by step {self.n_training_steps + 1}: the loss or the weights are infinite or not a "
+                "number. Lower lr, or look for extreme activations (max_activation_norm_multiple drops them)."
+            )
 
     @override
     def _is_logging_step(self) -> bool:

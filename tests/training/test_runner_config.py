@@ -80,7 +80,7 @@ def test_what_saelens_asks_for_is_filled_in_from_the_sources():
     cfg = minimal(standard_config())
     assert (cfg.hook_name, cfg.model_name, cfg.model_class_name) == (
         JOINT_HOOK_NAME,
-        "tiny-base+tiny-chat",
+        "tiny-base_and_tiny-chat",
         "JointModel",
     )
     assert cfg.sae.source_widths == [16, 16]
@@ -239,8 +239,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{'sae': 1}", "a.json cannot be parsed"),
-        ("a.yaml", "sae: [1", "a.yaml cannot be parsed"),
+        ("a.json", "{'sae': 1}", "a.json cannot be read"),
+        ("a.yaml", "sae: [1", "a.yaml cannot be read"),
         ("a.yaml", "- 1\n- 2\n", "holds no mapping of fields but list"),
         ("a.yaml", "", "holds no mapping of fields but NoneType"),
     ],
@@ -269,10 +269,15 @@ def test_a_prefetching_run_remembers_the_batches_in_flight():
     assert cfg.store_config(None).n_kept_batches >= 4
 
 
-def test_a_path_to_cached_activations_counts_only_if_they_are_used():
-    assert run_config(standard_config(), cached_activations_path="x").store_config(None).cached_activations_path is None
-    used = run_config(standard_config(), cached_activations_path="x", use_cached_activations=True)
-    assert used.store_config(None).cached_activations_path == "x"
+def test_a_path_to_cached_activations_counts_only_if_they_are_used(tmp_path: Path):
+    path = str(tmp_path)
+    assert (
+        run_config(standard_config(), cached_activations_path=path).store_config(None).cached_activations_path is None
+    )
+    used = run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
+    assert used.store_config(None).cached_activations_path == path
+    with pytest.raises(NotFoundError, match="There are no cached activations at nowhere"):
+        run_config(standard_config(), cached_activations_path="nowhere", use_cached_activations=True)
 
 
 def test_saelens_chat_flag_makes_the_data_set_a_chat():

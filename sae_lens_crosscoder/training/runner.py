@@ -144,8 +144,13 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             write_json(aside / RUNNER_CFG_FILENAME, self.cfg.to_dict())
         if self.cfg.logger.log_to_wandb:
             # After the files are in place: whatever W&B raises, the crosscoder is saved.
-            paths = [folder / path.name for path in (weights, config)]
-            self.cfg.logger.log(trainer, *paths, folder / SPARSITY_FILENAME, wandb_aliases=["final_model"])
+            self.cfg.logger.log(
+                trainer,
+                weights_path=folder / weights.name,
+                cfg_path=folder / config.name,
+                sparsity_path=folder / SPARSITY_FILENAME,
+                wandb_aliases=["final_model"],
+            )
 
     def _new_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:
@@ -248,7 +253,7 @@ def _stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_requested:  # asked twice: stop at once, without saving
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
         trainer.stop_requested = True
 

@@ -135,8 +135,14 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             if self.parts.save_run_state is not None:
                 self.parts.save_run_state(folder)
         if self.cfg.logger.log_to_wandb:
-            paths = [target / path.name for path in (weights, config, folder / SPARSITY_FILENAME)]
-            self.cfg.logger.log(self, *paths, wandb_aliases=wandb_aliases)
+            # After the files are in place: whatever W&B raises, the checkpoint is whole.
+            self.cfg.logger.log(
+                self,
+                weights_path=target / weights.name,
+                cfg_path=target / config.name,
+                sparsity_path=target / SPARSITY_FILENAME,
+                wandb_aliases=wandb_aliases,
+            )
 
     @override
     def load_trainer_state(self, checkpoint_path: Path | str) -> None:

@@ -16,7 +16,7 @@ from helpers import batchtopk_config, run_config, source, standard_config, tiny_
 from sae_lens import SAE, BatchTopKTrainingSAEConfig, LoggingConfig, TrainingSAE
 from safetensors.torch import load_file
 
-from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, Sources
+from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, Source, Sources
 from sae_lens_crosscoder.errors import ConfigError, DivergedError, NotFoundError, SaveError, SourceError
 from sae_lens_crosscoder.files import check_writable, written_aside
 from sae_lens_crosscoder.training.saved_run import SavedRun
@@ -220,9 +220,6 @@ def test_training_that_diverges_is_stopped_and_saves_nothing(tmp_path: Path) -> 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
-    sources = [source("base"), source("chat", model_class_name="AutoModelForCausalLM")]
-    sources = [
-        type(s)(**{**s.to_dict(), "model_name": missing, "model_class_name": "AutoModelForCausalLM"}) for s in sources
-    ]
+    sources = [Source(label, missing, "transformer.h.1", 16, "AutoModelForCausalLM") for label in ("base", "chat")]
     with pytest.raises(NotFoundError, match="of source 'base' cannot be loaded as AutoModelForCausalLM"):
         CrosscoderTrainingRunner(run_config(standard_config(), sources=sources))

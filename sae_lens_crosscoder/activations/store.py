@@ -6,9 +6,8 @@ import json
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -19,88 +18,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import get_special_token_ids, str_to_dtype
+from sae_lens_crosscoder._saelens import str_to_dtype
 from sae_lens_crosscoder.activations.datasets import (
     DatasetConfig,
-    SequenceFormat,
     load_documents,
     mix,
     mixture_weights,
     packed_sequences,
 )
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
+from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
 Documents = Dataset | IterableDataset
 """One opened data set: one split, in memory or streamed."""
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """How a store harvests, drops and shuffles. Tokens are counted after BOS and special tokens were dropped."""
-
-    sequence_format: SequenceFormat
-    """How documents become sequences."""
-
-    batch_size_tokens: int = 4096
-    """Tokens of a training batch."""
-
-    batch_size_prompts: int = 32
-    """Sequences that go through the models at once."""
-
-    buffer_tokens: int = 524_288
-    """Tokens in the shuffle buffer: more mix better and take more memory."""
-
-    mix_fraction: float = 0.5
-    """Share of the buffer that is kept for the next shuffle; 0 does not shuffle."""
-
-    dtype: str = "float32"
-    """Dtype of the batches."""
-
-    buffer_dtype: str | None = None
-    """Dtype in the buffer; None is `dtype`. "bfloat16" halves the memory."""
-
-    device: str = "cpu"
-    """Where the buffer and the batches live."""
-
-    seed: int = 42
-    """Seed of the shuffle and of the mixture."""
-
-    excluded_tokens: tuple[int, ...] = ()
-    """Token ids whose activations are dropped."""
-
-    max_norm_multiple: float | None = None
-    """Drop tokens whose norm, in any source, is above this multiple of the batch's median norm; None keeps all."""
-
-    n_eval_sequences: int = 0
-    """Sequences at the head of each data set that are held out of training for evaluation."""
-
-    seqpos_slice: tuple[int | None, ...] = (None,)
-    """Positions of each sequence that are used, as the arguments of `slice`."""
-
-    autocast_lm: bool = False
-    """Run the models in bfloat16 autocast."""
-
-    cached_activations_path: str | None = None
-    """Folder written by SAELens's CacheActivationsRunner; None runs the models."""
-
-    n_kept_batches: int = 0
-    """Latest batches that are remembered, so that a checkpoint can save those a prefetcher holds unconsumed."""
-
-
-@runtime_checkable
-class DescribesStore(Protocol):
-    """A run's configuration, as far as the store reads it."""
-
-    @property
-    def dataset_configs(self) -> Sequence[DatasetConfig]:
-        """The data sets of the mixture."""
-        ...
-
-    def store_config(self, tokenizer: Any) -> StoreConfig:
-        """How activations are harvested, dropped and shuffled."""
-        ...
 
 
 class PairedActivationsStore(ActivationsStore):
@@ -394,24 +326,3 @@ def _open(
             f"{', '.join(map(repr, titles))}. Give one data set for each label."
         )
     return configs, [given[title] for title in titles]
-
-
-def excluded_token_ids(excluded: bool | Sequence[int], tokenizer: Any) -> tuple[int, ...]:
-    """The ids that `exclude_special_tokens` of a SAELens configuration means.
-
-    True means BOS, EOS, padding and separator. The tokens of chat templates are kept, as SAELens keeps them: much of
-    what chat fine-tuning changes happens on them.
-
-    Raises:
-        ConfigError: All special tokens are to be dropped, but there is no tokenizer that knows them.
-    """
-    if isinstance(excluded, bool):
-        if not excluded:
-            return ()
-        if tokenizer is None:
-            raise ConfigError(
-                "exclude_special_tokens=True needs a tokenizer to know BOS and the special tokens. Give their ids as a "
-                "list, or False to keep all tokens."
-            )
-        return tuple(sorted(get_special_token_ids(tokenizer)))
-    return tuple(excluded)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Generator, Mapping
@@ -32,7 +33,7 @@ from sae_lens_crosscoder.errors import ConfigError, NotFoundError, first_line
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import check_writable, existing_folder, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
@@ -89,7 +90,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         self._compile_llm_if_needed()
         self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
         self.sae = override_sae if override_sae is not None else self._new_sae()
-        self._check_sae()
+        if override_sae is not None or cfg.from_pretrained_path is not None:
+            self._adopt_sae_config()
         self.sae.to(cfg.device)
         self.evaluator = self._new_evaluator()
 
@@ -162,7 +164,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         values = self.cfg.get_training_sae_cfg_dict()
         return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(values).to_dict())
 
-    def _check_sae(self) -> None:
+    def _adopt_sae_config(self) -> None:
         """Whether a crosscoder that was not made from the configuration fits it; then its own fields are the run's."""
         given, wanted = self.sae.cfg, self.cfg.sae
         for name, own, configured in (
@@ -174,9 +176,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                     f"The crosscoder to go on from has {name}={own!r}, the configuration says {configured!r}. "
                     f"Set it to {own!r}; to go on from a finished run give one of its checkpoints, not its output."
                 )
-        if isinstance(given, TrainingCrosscoderConfig) and given.normalize_activations == "none":
-            wanted.normalize_activations = "none"
-        self.cfg.sae = given
+        # A copy: the end of training changes the crosscoder's own, and the run's is saved as it began.
+        self.cfg.sae = copy.deepcopy(given)
 
     def _new_evaluator(self) -> CrosscoderEvaluator | None:
         if self.activations_store.cfg.n_eval_sequences == 0:

@@ -207,6 +207,19 @@ def test_what_would_have_no_effect_or_cannot_be_is_refused(fields: dict[str, Any
         run_config(standard_config(), **fields)
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_saved_configuration_is_that_which_the_run_began_with(tmp_path: Path, pretrained: bool) -> None:
+    fields: dict[str, Any] = {}
+    if pretrained:
+        run(run_config(batchtopk_config(), tmp_path / "parent", save_final_checkpoint=True))
+        (checkpoint,) = (tmp_path / "parent").glob("checkpoints/*/final_*")
+        fields["from_pretrained_path"] = str(checkpoint)
+    run(run_config(batchtopk_config(), tmp_path, **fields))
+    saved = json.loads((tmp_path / "output" / "runner_cfg.json").read_text())
+    assert saved["sae"]["normalize_activations"] == "expected_average_only_in"
+    assert SAE.load_from_disk(tmp_path / "output").cfg.normalize_activations == "none"
+
+
 def test_half_precision_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match="dtype='float16' cannot train a crosscoder"):
         standard_config(dtype="float16")

@@ -93,8 +93,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         self, x: Float[Tensor, "... d_in"]
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Latent activations and pre-activations; selected over the batch in training mode, by threshold otherwise."""
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        hidden_pre = self.pre_activations(x)
         acts, scores = self.scores(hidden_pre)
         kept = self._largest(scores) if self.training else scores > self.topk_threshold.to(scores.dtype)
         return self.hook_sae_acts_post(acts * kept), hidden_pre

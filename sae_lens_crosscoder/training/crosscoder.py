@@ -149,6 +149,10 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         for name in self.encoder_bias_names:
             setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)))
 
+    def pre_activations(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
+        """X W_enc + b_enc."""
+        return self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+
     def source_decoder_norms(self) -> Float[Tensor, "d_sae n_sources"]:
         """|d_j^s| for every latent and source, of the weights as they are."""
         return torch.stack([part.norm(dim=-1) for part in self.W_dec.split(self.cfg.source_widths, dim=-1)], dim=-1)

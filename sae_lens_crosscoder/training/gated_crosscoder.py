@@ -11,36 +11,13 @@ from sae_lens import GatedSAEConfig, SAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput
-from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder._saelens import TrainStepInput
+from sae_lens_crosscoder.training.l1_crosscoder import L1TrainingCrosscoder, L1TrainingCrosscoderConfig
 
 
 @dataclass(kw_only=True)
-class GatedTrainingCrosscoderConfig(TrainingCrosscoderConfig):
-    """Configuration of `GatedTrainingCrosscoder`.
-
-    Raises:
-        ConfigError: A negative penalty or warm-up.
-    """
-
-    l1_coefficient: float = 2.0
-    """Weight of the sparsity penalty on the gates."""
-
-    l1_warm_up_steps: int | None = None
-    """Steps over which the penalty rises from 0; None is 5 % of the run (0 outside a run)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_coefficient < 0 or (self.l1_warm_up_steps or 0) < 0:
-            raise ConfigError(
-                f"l1_coefficient={self.l1_coefficient} and l1_warm_up_steps={self.l1_warm_up_steps} must be 0 or more."
-            )
-
-    @override
-    def fill_in_schedule(self, n_steps: int) -> None:
-        if self.l1_warm_up_steps is None:
-            self.l1_warm_up_steps = int(0.05 * n_steps)
+class GatedTrainingCrosscoderConfig(L1TrainingCrosscoderConfig):
+    """Configuration of `GatedTrainingCrosscoder`."""
 
     @override
     @classmethod
@@ -52,7 +29,7 @@ class GatedTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         return GatedSAEConfig
 
 
-class GatedTrainingCrosscoder(TrainingCrosscoder[GatedTrainingCrosscoderConfig]):
+class GatedTrainingCrosscoder(L1TrainingCrosscoder[GatedTrainingCrosscoderConfig]):
     """Gated crosscoder, saved as SAELens's `GatedSAE`.
 
     With gates g = x W_enc + b_gate and magnitudes m = ReLU(x (W_enc e^r_mag) + b_mag), codes are f = 1[g > 0] m and
@@ -73,10 +50,6 @@ class GatedTrainingCrosscoder(TrainingCrosscoder[GatedTrainingCrosscoderConfig])
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.r_mag = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
-
-    @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"l1": TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps or 0)}
 
     @override
     def encode_with_hidden_pre(

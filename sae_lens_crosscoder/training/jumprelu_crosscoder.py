@@ -125,8 +125,7 @@ class JumpReLUTrainingCrosscoder(TrainingCrosscoder[JumpReLUTrainingCrosscoderCo
         self, x: Float[Tensor, "... d_in"]
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Latent activations and pre-activations."""
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        hidden_pre = self.pre_activations(x)
         feature_acts = JumpReLU.apply(hidden_pre, self._thresholds(hidden_pre), self.cfg.jumprelu_bandwidth, False)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
 

@@ -10,36 +10,13 @@ from sae_lens import SAEConfig, StandardSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput
-from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder._saelens import TrainStepInput
+from sae_lens_crosscoder.training.l1_crosscoder import L1TrainingCrosscoder, L1TrainingCrosscoderConfig
 
 
 @dataclass(kw_only=True)
-class StandardTrainingCrosscoderConfig(TrainingCrosscoderConfig):
-    """Configuration of `StandardTrainingCrosscoder`.
-
-    Raises:
-        ConfigError: A negative penalty or warm-up.
-    """
-
-    l1_coefficient: float = 2.0
-    """Weight of the sparsity penalty, lambda of Kissane et al.: larger means fewer active latents."""
-
-    l1_warm_up_steps: int | None = None
-    """Steps over which the penalty rises from 0; None is 5 % of the run (0 outside a run)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.l1_coefficient < 0 or (self.l1_warm_up_steps or 0) < 0:
-            raise ConfigError(
-                f"l1_coefficient={self.l1_coefficient} and l1_warm_up_steps={self.l1_warm_up_steps} must be 0 or more."
-            )
-
-    @override
-    def fill_in_schedule(self, n_steps: int) -> None:
-        if self.l1_warm_up_steps is None:
-            self.l1_warm_up_steps = int(0.05 * n_steps)
+class StandardTrainingCrosscoderConfig(L1TrainingCrosscoderConfig):
+    """Configuration of `StandardTrainingCrosscoder`."""
 
     @override
     @classmethod
@@ -51,7 +28,7 @@ class StandardTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         return StandardSAEConfig
 
 
-class StandardTrainingCrosscoder(TrainingCrosscoder[StandardTrainingCrosscoderConfig]):
+class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoderConfig]):
     """ReLU crosscoder, saved as SAELens's `StandardSAE`.
 
     loss = E_tokens[ sum over sources |x^s - x_hat^s|^2 ] + lambda(t) E_tokens[ sum over latents f_j c_j ],
@@ -61,17 +38,11 @@ class StandardTrainingCrosscoder(TrainingCrosscoder[StandardTrainingCrosscoderCo
     """
 
     @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        warm_up_steps = self.cfg.l1_warm_up_steps or 0
-        return {"l1": TrainCoefficientConfig(value=self.cfg.l1_coefficient, warm_up_steps=warm_up_steps)}
-
-    @override
     def encode_with_hidden_pre(
         self, x: Float[Tensor, "... d_in"]
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Latent activations and pre-activations."""
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        hidden_pre = self.pre_activations(x)
         return self.hook_sae_acts_post(torch.relu(hidden_pre)), hidden_pre
 
     @override

@@ -59,8 +59,7 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
         self, x: Float[Tensor, "... d_in"]
     ) -> tuple[Float[Tensor, "... d_sae"], Float[Tensor, "... d_sae"]]:
         """Latent activations and pre-activations."""
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        hidden_pre = self.pre_activations(x)
         acts, scores = self.scores(hidden_pre)
         top = scores.topk(self.cfg.k, dim=-1, sorted=False).indices
         return self.hook_sae_acts_post(acts * torch.zeros_like(acts).scatter(-1, top, 1.0)), hidden_pre

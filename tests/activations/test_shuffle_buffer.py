@@ -101,7 +101,9 @@ def test_the_buffer_takes_a_forward_pass_whatever_share_is_kept_and_however_larg
     case = Case([], n_tokens=16, n_added=0, batch_size=8, mix_fraction=0.75)
     for n_added in range(1, 25):
         case.n_added, case.arrivals = n_added, [n_added] * 20
-        list(serve(case.buffer(), case.rows()))
+        buffer = case.buffer()
+        n_served = sum(len(batch) for batch in serve(buffer, case.rows()))
+        assert n_served + len(buffer.order) == 20 * n_added
 
 
 @given(case=cases(), cut=st.integers(0, 24))

@@ -45,9 +45,10 @@ def test_labels_that_matplotlib_would_interpret_are_drawn(
 
 
 def test_pairs_without_cosines_and_without_latents_are_drawn(tmp_path: Path, make_geometry: MakeGeometry):
-    save_png(make_geometry(widths=(16, 8)), tmp_path / "widths.png", dpi=40)
+    drawn = save_png(make_geometry(widths=(16, 8)), tmp_path / "widths.png", dpi=40)
     empty = PairGeometry(("a", "b"), torch.tensor([float("nan")]), None, ["other"], ClassThresholds())
-    save_png(empty, tmp_path / "empty.png", dpi=40)
+    for path in (drawn, save_png(empty, tmp_path / "empty.png", dpi=40)):
+        assert path.stat().st_size > 1000
 
 
 def test_the_global_state_of_matplotlib_is_left_alone(geometry: PairGeometry, tmp_path: Path):

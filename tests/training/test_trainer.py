@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import crosscoder, paired_store, run_config, standard_config, tiny_pair
+from sae_lens import LoggingConfig
 from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_crosscoder import CrosscoderTrainer, SourceScaler
@@ -146,7 +147,10 @@ def test_a_checkpoint_keeps_the_scales_the_optimizer_and_the_counters(tmp_path: 
     assert torch.equal(again.n_forward_passes_since_fired, fitted.n_forward_passes_since_fired)
 
 
-def test_evaluations_run_only_where_they_are_logged(monkeypatch: pytest.MonkeyPatch):
-    fitted, _ = trainer(crosscoder())
-    monkeypatch.setattr(fitted, "evaluator", lambda *_: pytest.fail("evaluated without W&B"))
+def test_evaluations_run_at_their_steps_with_or_without_wandb(monkeypatch: pytest.MonkeyPatch):
+    logger = LoggingConfig(log_to_wandb=False, wandb_log_frequency=2, eval_every_n_wandb_logs=2)
+    fitted, _ = trainer(crosscoder(), logger=logger)
+    steps: list[int] = []
+    monkeypatch.setattr(fitted, "evaluator", lambda *_: steps.append(fitted.n_training_steps + 1) or {})
     fitted.fit()
+    assert steps == [4, 8, 12]

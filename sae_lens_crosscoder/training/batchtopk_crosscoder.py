@@ -33,6 +33,9 @@ class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
     k_annealing_steps: int = 0
     """Steps until `k` is reached."""
 
+    k_shared: float | None = None
+    """How many of the `k` are designated shared latents, selected among themselves; None lets all compete."""
+
     topk_threshold_lr: float = 0.01
     """Rate of the moving average of the smallest kept score, which becomes the inference threshold."""
 
@@ -46,14 +49,34 @@ class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
                 f"k_start={self.k_start} differs from k={self.k}, but k_annealing_steps={self.k_annealing_steps}: "
                 "k would stay at k_start for ever. Say over how many steps it is annealed."
             )
+        self._check_k_shared()
         if not 0 < self.topk_threshold_lr <= 1:
             raise ConfigError(f"topk_threshold_lr={self.topk_threshold_lr} must lie in (0, 1].")
+
+    def _check_k_shared(self) -> None:
+        if self.k_shared is None:
+            return
+        ks = (self.k, self.k if self.k_start is None else self.k_start)
+        n_others = self.d_sae - self.n_shared_latents
+        if not (0 < self.k_shared <= self.n_shared_latents and min(ks) > self.k_shared >= max(ks) - n_others):
+            raise ConfigError(
+                f"k_shared={self.k_shared} does not fit k={self.k}, k_start={self.k_start} and "
+                f"n_shared_latents={self.n_shared_latents} of d_sae={self.d_sae}: it must be at most the number of "
+                "shared latents, less than k, and leave no more than the other latents can be active."
+            )
 
     def k_at(self, step: int) -> float:
         """k(t) = k_start - (k_start - k) t / k_annealing_steps, and k from then on."""
         if self.k_start is None or step >= self.k_annealing_steps:
             return self.k
         return self.k_start - (self.k_start - self.k) * step / self.k_annealing_steps
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Numbers of latents that are selected together: all, or the shared ones and the others."""
+        if self.k_shared is None:
+            return [self.d_sae]
+        return [self.n_shared_latents, self.d_sae - self.n_shared_latents]
 
     @override
     @classmethod
@@ -76,16 +99,20 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
     loss = E_tokens[ sum over sources |x^s - x_hat^s|^2 ] + AuxK (`auxk_crosscoder.py`). The squared error is summed
     over the columns of all sources.
 
+    With `k_shared` the designated shared latents are selected among themselves, k_shared a token, and the others among
+    themselves, k - k_shared a token, each group with a threshold of its own.
+
     Saved thresholds are per latent, theta * n_j / c_j, in the units of the canonical weights.
     """
 
-    topk_threshold: Float[Tensor, ""]
-    topk_threshold_weight: Float[Tensor, ""]
+    topk_threshold: Float[Tensor, " n_groups"]
+    topk_threshold_weight: Float[Tensor, " n_groups"]
 
     def __init__(self, cfg: BatchTopKTrainingCrosscoderConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        self.register_buffer("topk_threshold", torch.tensor(0.0, dtype=torch.float64, device=self.device))
-        self.register_buffer("topk_threshold_weight", torch.tensor(0.0, dtype=torch.float64, device=self.device))
+        for name in ("topk_threshold", "topk_threshold_weight"):
+            zeros = torch.zeros(len(cfg.group_sizes), dtype=torch.float64, device=self.device)
+            self.register_buffer(name, zeros)
         self.current_k = cfg.k_at(0)
 
     @override
@@ -95,13 +122,21 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         """Latent activations and pre-activations; selected over the batch in training mode, by threshold otherwise."""
         hidden_pre = self.pre_activations(x)
         acts, scores = self.scores(hidden_pre)
-        kept = self._largest(scores) if self.training else scores > self.topk_threshold.to(scores.dtype)
+        kept = self._largest(scores) if self.training else scores > self._score_thresholds().to(scores.dtype)
         return self.hook_sae_acts_post(acts * kept), hidden_pre
 
     def _largest(self, scores: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
-        n_kept = int(self.current_k * scores.shape[:-1].numel())
-        indices = scores.flatten().topk(n_kept, sorted=False).indices
-        return torch.zeros_like(scores).flatten().index_fill_(0, indices, 1.0).reshape(scores.shape)
+        """1 for the largest scores of the batch, in every group as many as its share of k says."""
+        if self.cfg.k_shared is None:
+            return _largest(scores, self.current_k)
+        k_shared = self.cfg.k_shared
+        shared, others = scores.split(self.cfg.group_sizes, dim=-1)
+        return torch.cat([_largest(shared, k_shared), _largest(others, self.current_k - k_shared)], dim=-1)
+
+    def _score_thresholds(self) -> Float[Tensor, " d_sae"]:
+        """The threshold theta of every latent's group."""
+        sizes = torch.tensor(self.cfg.group_sizes, device=self.topk_threshold.device)
+        return self.topk_threshold.repeat_interleave(sizes, output_size=self.cfg.d_sae)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -109,16 +144,19 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         self.current_k = self.cfg.k_at(step_input.n_training_steps)
         output = super().training_forward_pass(step_input)
         self.update_topk_threshold(output.feature_acts)
-        output.metrics["topk_threshold"] = self.topk_threshold
+        output.metrics["topk_threshold"] = self.topk_threshold[-1]
+        if self.cfg.k_shared is not None:
+            output.metrics["topk_threshold_shared"] = self.topk_threshold[0]
         output.metrics["k"] = self.current_k
         return output
 
     @torch.no_grad()
     def update_topk_threshold(self, feature_acts: Float[Tensor, "batch d_sae"]) -> None:
-        """Move the threshold towards the smallest score that the batch kept."""
+        """Move each group's threshold towards the smallest score that the batch kept of it."""
         rate = self.cfg.topk_threshold_lr
         scores = feature_acts.double() * self.decoder_norms().double()
-        smallest = torch.where(feature_acts > 0, scores, torch.inf).min()
+        kept = torch.where(feature_acts > 0, scores, torch.inf)
+        smallest = torch.stack([group.min() for group in kept.split(self.cfg.group_sizes, dim=-1)])
         weight = (1 - rate) * self.topk_threshold_weight + rate
         average = (self.topk_threshold * self.topk_threshold_weight * (1 - rate) + smallest * rate) / weight
         # A batch without a positive code says nothing about the threshold.
@@ -136,14 +174,14 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         Raises:
             ConfigError: No training step was made, so there is no threshold.
         """
-        if self.topk_threshold_weight == 0:
+        if (self.topk_threshold_weight == 0).any():
             raise ConfigError(
                 "The BatchTopK crosscoder has no inference threshold yet: it is measured while training. Train it for "
                 "at least one step with active latents before saving it."
             )
         norms = self.decoder_norms()
         never = torch.full_like(norms, torch.finfo(norms.dtype).max)
-        return torch.where(norms > 0, self.topk_threshold.to(norms.dtype) / norms, never)
+        return torch.where(norms > 0, self._score_thresholds().to(norms.dtype) / norms, never)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -151,3 +189,10 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         super().process_state_dict_for_saving_inference(state_dict)
         del state_dict["topk_threshold"], state_dict["topk_threshold_weight"]
         state_dict["threshold"] = self.latent_thresholds() * self.canonical_norms()
+
+
+def _largest(scores: Float[Tensor, "... n_latents"], k: float) -> Float[Tensor, "... n_latents"]:
+    """1 for the k * batch largest scores and 0 elsewhere."""
+    n_kept = int(k * scores.shape[:-1].numel())
+    indices = scores.flatten().topk(n_kept, sorted=False).indices
+    return torch.zeros_like(scores).flatten().index_fill_(0, indices, 1.0).reshape(scores.shape)

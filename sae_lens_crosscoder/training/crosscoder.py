@@ -5,6 +5,7 @@ Only training knows about sources. What is saved for inference is a stock SAELen
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from sae_lens import TrainingSAE, TrainingSAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.training.latent_layout import LatentLayout
 
 DecoderBiasInit = Literal["zeros", "geometric_median"]
 DecoderNorm = Literal["sum", "joint", "none"]
@@ -46,6 +49,15 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     difference_weight: float = 0.0
     """Weight of the error of the difference, lambda in [-1, 0], for two sources of equal width: the reconstruction loss
     is |e_1|^2 + |e_2|^2 + 2 lambda e_1 . e_2. 0 is the usual loss, -1 reconstructs only the difference."""
+
+    n_shared_latents: int = 0
+    """Designated shared latents, the first ones: one decoder row for all sources, which must be of equal width."""
+
+    n_exclusive_latents: list[int] = field(default_factory=list[int])
+    """Latents that may read and write one source only, a count for each source; they follow the shared ones."""
+
+    encoder_sources: list[int] = field(default_factory=list[int])
+    """Positions of the sources that the encoder reads, while the decoder writes all; empty reads all."""
 
     b_dec_init: DecoderBiasInit = "zeros"
     """Decoder bias at the start: zeros, or the geometric median of the first batch of activations."""
@@ -95,12 +107,21 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     def fill_in_schedule(self, n_steps: int) -> None:
         """Set what is left to the length of the run, such as a warm-up that is a share of it."""
 
+    @property
+    def layout(self) -> LatentLayout:
+        """Which sources each latent may read and write."""
+        return LatentLayout(
+            self.d_sae, self.source_widths, self.n_shared_latents, self.n_exclusive_latents, self.encoder_sources
+        )
+
     def check_sources(self) -> None:
         """Raises:
-        ShapeError: The widths do not add up to `d_in`.
-        ConfigError: A difference-weighted loss of other than two sources of equal width.
+        ShapeError: The widths do not add up to `d_in`, or shared latents of sources of different width.
+        ConfigError: A difference-weighted loss of other than two sources of equal width, or designated latents that
+            do not fit the sources.
         """
         check_widths(self.source_widths, self.d_in)
+        _ = self.layout
         if self.difference_weight != 0 and (len(self.source_widths) != 2 or len(set(self.source_widths)) != 1):
             raise ConfigError(
                 f"difference_weight={self.difference_weight} compares two sources of equal width, not of widths "
@@ -130,6 +151,9 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
 
     def __init__(self, cfg: T_TRAINING_CROSSCODER_CONFIG, use_error_term: bool = False) -> None:
         cfg.check_sources()
+        self._layout = cfg.layout
+        self._held_weights: dict[str, weakref.ref[nn.Parameter]] = {}
+        self._is_folded = False
         super().__init__(cfg, use_error_term)
         if cfg.difference_weight != 0:
             self.mse_loss_fn = partial(difference_weighted_errors, weight=cfg.difference_weight)
@@ -144,14 +168,54 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         if cfg.decoder_init_norm is not None:
             slices = rows.split(cfg.source_widths, dim=-1)
             rows = torch.cat([part * (cfg.decoder_init_norm / part.norm(dim=-1, keepdim=True)) for part in slices], -1)
-        self.W_dec = nn.Parameter(rows)
-        self.W_enc = nn.Parameter(rows.T.contiguous())
+        self._layout.tie_(rows)
+        self._layout.clear_decoder_(rows)
+        columns = rows.T.contiguous()
+        self._layout.clear_encoder_(columns)
+        self.W_dec, self.W_enc = nn.Parameter(rows), nn.Parameter(columns)
         for name in self.encoder_bias_names:
             setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)))
 
     def pre_activations(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """X W_enc + b_enc."""
         return self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss."""
+        if not self._layout.is_free:
+            self._hold_layout()
+        return super().training_forward_pass(step_input)
+
+    @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
+    def _hold_layout(self) -> None:
+        """Keep gradients, and so weights and Adam moments, inside the layout.
+
+        Gradients are cut by hooks on the parameters, which loading and copying replace: they are looked for in every
+        step.
+        """
+        if self._is_folded and self.cfg.n_shared_latents:
+            raise ConfigError(
+                "The activation scales are folded into the weights, so that the rows of shared latents differ by them "
+                "and cannot be trained as one. Train a checkpoint from before the end of a run."
+            )
+        for name, cut in (("W_enc", self._cut_encoder_gradient), ("W_dec", self._cut_decoder_gradient)):
+            weights: nn.Parameter = getattr(self, name)
+            held = self._held_weights.get(name)
+            if held is None or held() is not weights:
+                weights.register_hook(cut)
+                self._held_weights[name] = weakref.ref(weights)
+
+    def _cut_encoder_gradient(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        self._layout.clear_encoder_(gradient)
+        return gradient
+
+    def _cut_decoder_gradient(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        self._layout.clear_decoder_(gradient)
+        self._layout.sum_tied_(gradient)
+        return gradient
 
     def source_decoder_norms(self) -> Float[Tensor, "d_sae n_sources"]:
         """|d_j^s| for every latent and source, of the weights as they are."""
@@ -194,6 +258,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             raise ShapeError(f"{factors.numel()} activation scales were given for {len(self.source_scales)} sources.")
         repeats = torch.tensor(self.cfg.source_widths, device=factors.device)
         columns = factors.repeat_interleave(repeats).to(self.W_dec.dtype)
+        self._is_folded = True
         self.W_enc.mul_(columns[:, None])
         self.W_dec.div_(columns)
         self.b_dec.div_(columns)

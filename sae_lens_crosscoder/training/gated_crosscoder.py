@@ -71,7 +71,7 @@ class GatedTrainingCrosscoder(L1TrainingCrosscoder[GatedTrainingCrosscoderConfig
     ) -> dict[str, Tensor]:
         """The penalty on the gates and the reconstruction from them."""
         open_gates = torch.relu(hidden_pre)
-        l1 = (open_gates * self.decoder_norms()).sum(dim=-1).mean()
+        l1 = self.penalty(open_gates * self.decoder_norms())
         from_gates = open_gates @ self.W_dec.detach() + self.b_dec.detach()
         return {
             "l1_loss": step_input.coefficients["l1"] * l1,

@@ -13,13 +13,16 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import JumpReLU, Step, TrainCoefficientConfig, TrainStepInput
 from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.penalised_crosscoder import (
+    PenalisedTrainingCrosscoder,
+    PenalisedTrainingCrosscoderConfig,
+)
 
 SparsityLoss = Literal["tanh", "step"]
 
 
 @dataclass(kw_only=True)
-class JumpReLUTrainingCrosscoderConfig(TrainingCrosscoderConfig):
+class JumpReLUTrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig):
     """Configuration of `JumpReLUTrainingCrosscoder`; defaults are those of crosscode's January 2025 crosscoder.
 
     Raises:
@@ -84,7 +87,7 @@ class JumpReLUTrainingCrosscoderConfig(TrainingCrosscoderConfig):
         return JumpReLUSAEConfig
 
 
-class JumpReLUTrainingCrosscoder(TrainingCrosscoder[JumpReLUTrainingCrosscoderConfig]):
+class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCrosscoderConfig]):
     """JumpReLU crosscoder, saved as SAELens's `JumpReLUSAE`.
 
     f_j = z_j 1[z_j > theta_j], theta_j = exp(t_j), z = x W_enc + b_enc, and
@@ -143,7 +146,7 @@ class JumpReLUTrainingCrosscoder(TrainingCrosscoder[JumpReLUTrainingCrosscoderCo
             active = torch.tanh(self.cfg.tanh_scale * feature_acts * norms)
         else:
             active = Step.apply(hidden_pre, thresholds, self.cfg.jumprelu_bandwidth, False)
-        losses = {"l0_loss": step_input.coefficients["l0"] * active.sum(dim=-1).mean()}
+        losses = {"l0_loss": step_input.coefficients["l0"] * self.penalty(active)}
         if self.cfg.pre_act_loss_coefficient:
             below = (torch.relu(thresholds - hidden_pre) * norms).sum(dim=-1).mean()
             losses["pre_act_loss"] = self.cfg.pre_act_loss_coefficient * below

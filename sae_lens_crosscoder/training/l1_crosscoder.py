@@ -10,11 +10,14 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainCoefficientConfig
 from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.penalised_crosscoder import (
+    PenalisedTrainingCrosscoder,
+    PenalisedTrainingCrosscoderConfig,
+)
 
 
 @dataclass(kw_only=True)
-class L1TrainingCrosscoderConfig(TrainingCrosscoderConfig, ABC):
+class L1TrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig, ABC):
     """Configuration of crosscoders with an L1 penalty.
 
     Raises:
@@ -43,7 +46,7 @@ class L1TrainingCrosscoderConfig(TrainingCrosscoderConfig, ABC):
 T_L1_CONFIG = TypeVar("T_L1_CONFIG", bound=L1TrainingCrosscoderConfig)
 
 
-class L1TrainingCrosscoder(TrainingCrosscoder[T_L1_CONFIG], ABC):
+class L1TrainingCrosscoder(PenalisedTrainingCrosscoder[T_L1_CONFIG], ABC):
     """Base of the crosscoders with an L1 penalty, whose weight rises linearly over the warm-up."""
 
     @override

@@ -54,5 +54,5 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         """The weighted L1 penalty."""
-        l1 = (feature_acts * self.decoder_norms()).sum(dim=-1).mean()
+        l1 = self.penalty(feature_acts * self.decoder_norms())
         return {"l1_loss": step_input.coefficients["l1"] * l1}

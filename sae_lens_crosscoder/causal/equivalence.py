@@ -1,0 +1,83 @@
+"""Whether a latent that both models have does the same in both: ablate it in each, and correlate the effects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.causal.attribution import active_pairs
+from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, kl_divergence
+from sae_lens_crosscoder.errors import SourceError
+
+
+class AblationEquivalence:
+    """Pearson correlation, over probes, of what removing a latent does to either model.
+
+    For model m and a probe x (a sequence in which latent j fires) e_j^m(x) is the sum over positions of
+    KL(ablated model m || model m), where f_j d_j^m is taken from the model's activation at every position. The score of
+    a latent is the correlation of e_j^base and e_j^finetuned over its probes: near 1, the two models use it alike.
+
+    Args:
+        comparison: The models and the crosscoder.
+        latents: Latents that are tested.
+        min_probes: Fewest probes that a score is made of; NaN with fewer.
+
+    Raises:
+        SourceError: An SAE on the difference, whose decoder has no row for each model.
+    """
+
+    def __init__(self, comparison: ModelComparison, latents: Sequence[int], min_probes: int = 8) -> None:
+        if comparison.joint.sources.combine == "difference":
+            raise SourceError(
+                "An SAE on the difference has one decoder row a latent, which cannot be removed from either model. Use "
+                "a crosscoder."
+            )
+        self.comparison = comparison
+        self.latents = list(latents)
+        self.min_probes = min_probes
+        self._effects: list[Float[Tensor, "2 n_latents batch"]] = []
+
+    @torch.no_grad()
+    def add(self, tokens: Int[Tensor, "batch pos"], n_reruns_at_once: int = 16) -> None:
+        """Ablate every latent in every sequence in which it fires."""
+        run = self.comparison.run(tokens)
+        self._effects.append(torch.stack([self._effects_in(label, run, n_reruns_at_once) for label in self._labels]))
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        return self.comparison.base, self.comparison.finetuned
+
+    def _effects_in(self, label: str, run: PairedRun, size: int) -> Float[Tensor, "n_latents batch"]:
+        comparison = self.comparison
+        activation = run.base if label == comparison.base else run.finetuned
+        rows_of_decoder = comparison.decoder(label)
+        log_before = comparison.continued(label, run.tokens, activation)
+        effects = torch.full((len(self.latents), len(run.tokens)), torch.nan, dtype=torch.float64)
+        for which, rows in active_pairs(run, self.latents, size):
+            chosen = torch.tensor(self.latents)[which].to(activation.device)
+            acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, run.tokens.shape[1], 1))
+            removed = activation[rows] - acts * rows_of_decoder[chosen][:, None]
+            log_removed = comparison.continued(label, run.tokens[rows], removed)
+            effects[which, rows] = kl_divergence(log_removed, log_before[rows]).sum(dim=-1).double().cpu()
+        return effects
+
+    def compute(self) -> tuple[Float[Tensor, " n_latents"], Int[Tensor, " n_latents"]]:
+        """The score of every latent, and how many probes it is made of."""
+        if not self._effects:
+            empty = torch.full((len(self.latents),), torch.nan, dtype=torch.float64)
+            return empty, torch.zeros(len(self.latents), dtype=torch.long)
+        base, finetuned = torch.cat(self._effects, dim=-1)
+        n_probes = base.isfinite().sum(dim=-1)
+        scores = [
+            _pearson(b[b.isfinite()], f[b.isfinite()]) if n >= self.min_probes else torch.nan
+            for b, f, n in zip(base, finetuned, n_probes.tolist(), strict=True)
+        ]
+        return torch.tensor(scores, dtype=torch.float64), n_probes
+
+
+def _pearson(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / (x.norm() * y.norm()))

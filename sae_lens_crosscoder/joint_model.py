@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
 from sae_lens_crosscoder.errors import MissingDependencyError, NotFoundError, ShapeError, SourceError, first_line
+from sae_lens_crosscoder.generation import HookFunction, Stepper, next_tokens, replacing, stepper
 from sae_lens_crosscoder.sources import Source, Sources
 from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
 
@@ -158,6 +159,23 @@ class JointModel(_JointHookedModule):
             return here[1] - here[0]
         return torch.cat(here, dim=-1)
 
+    def read_with(
+        self, steppers: Mapping[int, Stepper], tokens: Int[Tensor, "batch n_new"]
+    ) -> list[Float[Tensor, "batch n_new _d_source"]]:
+        """The activations of each source for further tokens, each model read by its stepper (by the model's id)."""
+        captured: dict[tuple[int, str], Tensor] = {}
+        places = [(id(model), s.hook_name) for s, model in zip(self.sources, self.source_models, strict=True)]
+
+        def capturing(place: tuple[int, str]) -> tuple[str, HookFunction]:
+            def capture(activation: Tensor, hook: HookPoint) -> None:
+                captured[place] = activation.flatten(2)
+
+            return place[1], capture
+
+        for model, step in steppers.items():
+            step(tokens, [capturing(place) for place in dict.fromkeys(places) if place[0] == model])
+        return [captured[place] for place in places]
+
     @override
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -247,14 +265,55 @@ class JointModelView(_JointHookedModule):
         joined = self.joint_hook(joint.join(activations))
         if stops:
             return joined
-        patch = self._patch(joined, activations)
+        hook = (self.source.hook_name, replacing(self._patch(joined, activations)))
+        return self.source_model.run_with_hooks(tokens, return_type=return_type, fwd_hooks=[hook], **kwargs)
 
-        def replace(activation: Tensor, hook: HookPoint) -> Tensor:
-            return patch.to(activation).reshape(activation.shape)
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        max_new_tokens: int = 32,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "batch n_total"]:
+        """The tokens, continued by the source's model, with caches of keys and values kept.
 
-        return self.source_model.run_with_hooks(
-            tokens, return_type=return_type, fwd_hooks=[(self.source.hook_name, replace)], **kwargs
-        )
+        The edit acts as a hook on the joint hook point does in `forward`: at every position it gets the joint
+        activation of the unchanged models and returns it changed, and the source's model goes on from its slice.
+
+        Args:
+            tokens: Prompts of equal length.
+            max_new_tokens: Tokens that are added.
+            edit: Changes joint activations, (batch, n_new, d_in), of the tokens that were just read; None changes none.
+            temperature: 0 takes the likeliest token, larger draws from softmax(logits / temperature).
+            generator: Random numbers of the draws.
+
+        Raises:
+            SourceError: A kind of model whose cache is not known here.
+        """
+        joint = self._joint[0]
+        write = self._stepper(self.source, self.source_model, len(tokens))
+        readers = {
+            id(model): self._stepper(source, model, len(tokens))
+            for source, model in zip(joint.sources, joint.source_models, strict=True)
+            if edit is not None
+        }
+        new = tokens
+        for _ in range(max_new_tokens):
+            hooks: list[tuple[str, HookFunction]] = []
+            if edit is not None:
+                activations = joint.read_with(readers, new)
+                patch = self._patch(edit(joint.join(activations)), activations)
+                hooks = [(self.source.hook_name, replacing(patch))]
+            logits = write(new, hooks)
+            new = next_tokens(logits[:, -1], temperature, generator)[:, None].to(tokens.device)
+            tokens = torch.cat([tokens, new], dim=1)
+        return tokens
+
+    @staticmethod
+    def _stepper(source: Source, model: HookedModel, batch_size: int) -> Stepper:
+        return stepper(model, source.model_class_name, batch_size)
 
     def _patch(self, joined: Tensor, activations: Sequence[Tensor]) -> Tensor:
         sources = self._joint[0].sources

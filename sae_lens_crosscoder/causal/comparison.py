@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from sae_lens_crosscoder.errors import ShapeError, SourceError
+from sae_lens_crosscoder.generation import replacing
 from sae_lens_crosscoder.joint_model import JointModel
 
 
@@ -99,14 +99,9 @@ class ModelComparison:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Log-probabilities of one model's next tokens, continued from an activation at its hook, with gradient."""
         source = self.joint.sources[self.joint.sources.position(label)]
-
-        def replace(before: Tensor, hook: HookPoint) -> Tensor:
-            return activation.to(before).reshape(before.shape)
-
         model = self.joint.view(label).source_model
-        logits = model.run_with_hooks(
-            tokens.to(_device_of(model)), return_type="logits", fwd_hooks=[(source.hook_name, replace)]
-        )
+        hook = (source.hook_name, replacing(activation))
+        logits = model.run_with_hooks(tokens.to(_device_of(model)), return_type="logits", fwd_hooks=[hook])
         return _log_probabilities(logits)
 
     def contribution(

@@ -1,0 +1,93 @@
+"""Steering: what a model says with latents added to it, or taken from it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_crosscoder.causal.comparison import ModelComparison
+from sae_lens_crosscoder.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is done to a model at its hook, at every position."""
+
+    add: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Latents that are added, with their activations: x + a_j d_j, in the units of the crosscoder's latents."""
+
+    remove: Sequence[int] = ()
+    """Latents that are taken away: x - f_j d_j."""
+
+
+def steering_edit(
+    comparison: ModelComparison, label: str, steering: Steering
+) -> Callable[[Float[Tensor, "batch n_new d_in"]], Float[Tensor, "batch n_new d_in"]]:
+    """The edit of joint activations that steers one model; d_j is that model's decoder row.
+
+    For an SAE on the difference d_j is the direction of the difference, and it is the fine-tuned model minus the base
+    model that is changed: adding moves either model towards the fine-tuned one.
+
+    Raises:
+        ConfigError: A latent that there is not.
+    """
+    W_dec, sources = comparison.sae.W_dec.detach(), comparison.joint.sources
+    named = [*steering.add, *steering.remove]
+    if named and not 0 <= min(named) <= max(named) < len(W_dec):
+        raise ConfigError(f"Latents {sorted(named)} are to be steered, but there are only 0 to {len(W_dec) - 1}.")
+    columns = sources.columns(label)
+    # A view puts back base + difference, or finetuned - difference: the base model moves against the sign.
+    sign = -1.0 if sources.combine == "difference" and label == comparison.base else 1.0
+    added = sum((a * W_dec[j, columns] for j, a in steering.add.items()), torch.zeros_like(W_dec[0, columns]))
+    removed = list(steering.remove)
+
+    def edit(joined: Tensor) -> Tensor:
+        change = added.expand(*joined.shape[:-1], -1)
+        if removed:
+            acts = comparison.sae.encode(joined.to(W_dec.device))[..., removed]
+            change = change - acts @ W_dec[removed][:, columns]
+        edited = joined.clone()
+        edited[..., columns] += sign * change.to(joined)
+        return edited
+
+    return edit
+
+
+@torch.no_grad()
+def generate_side_by_side(
+    comparison: ModelComparison,
+    tokens: Int[Tensor, "batch pos"],
+    steerings: Mapping[str, Steering],
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> dict[str, dict[str, Int[Tensor, "batch n_total"]]]:
+    """Both models' continuations of the prompts, by label and by the name of the steering.
+
+    Every continuation draws the same random numbers.
+
+    Args:
+        comparison: The models and the crosscoder.
+        tokens: Prompts of equal length.
+        steerings: What is done to the models; an empty `Steering()` is the model as it is.
+        max_new_tokens: Tokens that are added.
+        temperature: 0 takes the likeliest token.
+        seed: Seed of the draws.
+    """
+    return {
+        label: {
+            name: comparison.joint.view(label).generate(
+                tokens,
+                max_new_tokens,
+                steering_edit(comparison, label, steering) if steering.add or steering.remove else None,
+                temperature,
+                torch.Generator().manual_seed(seed),
+            )
+            for name, steering in steerings.items()
+        }
+        for label in (comparison.base, comparison.finetuned)
+    }

@@ -1,0 +1,109 @@
+"""What generation is made of: models that read tokens a few at a time and keep their caches of keys and values."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from typing_extensions import override
+
+from sae_lens_crosscoder.errors import SourceError
+
+HookFunction = Callable[[Tensor, HookPoint], Tensor | None]
+"""What a hook point calls: the new activation, or None to leave it."""
+
+
+class Stepper(ABC):
+    """A model with a cache: every call reads further tokens."""
+
+    @abstractmethod
+    def __call__(
+        self, tokens: Int[Tensor, "batch n_new"], hooks: Sequence[tuple[str, HookFunction]] = ()
+    ) -> Float[Tensor, "batch n_new d_vocab"]:
+        """Logits of the new tokens, given all that was read before."""
+
+
+class HookedTransformerStepper(Stepper):
+    """A `HookedTransformer` that keeps its cache."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        # TransformerLens 3 renamed the class, and its package has the model's class under the module's name.
+        hooked_transformer = importlib.import_module("transformer_lens.HookedTransformer")
+        names = ("TransformerLensKeyValueCache", "HookedTransformerKeyValueCache")
+        cache = next(getattr(hooked_transformer, name) for name in names if hasattr(hooked_transformer, name))
+        self._model = model
+        self._cache = cache.init_cache(model.cfg, model.cfg.device, batch_size)
+
+    @override
+    def __call__(
+        self, tokens: Int[Tensor, "batch n_new"], hooks: Sequence[tuple[str, HookFunction]] = ()
+    ) -> Float[Tensor, "batch n_new d_vocab"]:
+        tokens = tokens.to(self._model.cfg.device)
+        return self._model.run_with_hooks(
+            tokens,
+            return_type="logits",
+            prepend_bos=False,
+            past_kv_cache=self._cache,
+            attention_mask=torch.ones_like(tokens),
+            fwd_hooks=list(hooks),
+        )
+
+
+class CausalLMStepper(Stepper):
+    """A Hugging Face causal language model, as SAELens hooks it, that keeps its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._cache: Any = None
+
+    @override
+    def __call__(
+        self, tokens: Int[Tensor, "batch n_new"], hooks: Sequence[tuple[str, HookFunction]] = ()
+    ) -> Float[Tensor, "batch n_new d_vocab"]:
+        device = next(self._model.parameters()).device
+        with self._model.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
+            output = self._model.model(tokens.to(device), past_key_values=self._cache, use_cache=True)
+        self._cache = output.past_key_values
+        return output.logits
+
+
+def stepper(model: Any, model_class_name: str, batch_size: int) -> Stepper:
+    """The stepper of a model.
+
+    Raises:
+        SourceError: A kind of model whose cache is not known here.
+    """
+    if model_class_name == "HookedTransformer":
+        return HookedTransformerStepper(model, batch_size)
+    if model_class_name == "AutoModelForCausalLM":
+        return CausalLMStepper(model)
+    raise SourceError(
+        f"Generation keeps the cache of HookedTransformer and AutoModelForCausalLM, not of {model_class_name}. "
+        "Load the model as one of these."
+    )
+
+
+def replacing(patch: Tensor) -> HookFunction:
+    """A hook that puts a tensor in place of the activation, in its shape, dtype and place."""
+
+    def replace(activation: Tensor, hook: HookPoint) -> Tensor:
+        return patch.to(activation).reshape(activation.shape)
+
+    return replace
+
+
+def next_tokens(
+    logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: torch.Generator | None
+) -> Int[Tensor, " batch"]:
+    """The likeliest tokens for temperature 0, else a draw from softmax(logits / temperature)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0]

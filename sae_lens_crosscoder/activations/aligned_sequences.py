@@ -43,7 +43,7 @@ class AlignedPacking:
             cuts = _cuts(text)
             at, end = 0, len(cuts[0]) - 1
             while at < end:
-                rest = [codes[cut[at] :] for codes, cut in zip(text.codes, cuts, strict=True)]
+                rest = [codes[cut[at] : cut[at] + size] for codes, cut in zip(text.codes, cuts, strict=True)]
                 begun = self._begun(row, rest)
                 rooms = [size - len(own) for own in begun]
                 stop = min(bisect_right(cut, cut[at] + room) for cut, room in zip(cuts, rooms, strict=True)) - 1

@@ -80,6 +80,22 @@ def test_one_document_a_sequence_drops_documents_that_are_too_short_and_the_rest
     assert read(two, other, 1) == ["<s>", "t", "HE", "N", "Ġ"]
 
 
+def test_text_that_begins_with_a_tokenizers_bos_gets_no_second_one_from_it() -> None:
+    # As chat templates write it; to the other tokenizer it is plain text.
+    one, two = tiny_tokenizer(), byte_bpe()
+    own, other = packed(["<bos>he"] * 2, SequenceFormat(9), one, two)
+    # The end of ">" is that of "<bos>"; it counts, unless special tokens are left out.
+    assert read(one, own, 0) == ["<BOS>", "HE"]
+    assert read(two, other, 0) == ["<s>", "<", "b", "o", "s", ">", "h", "E"]
+
+
+def test_what_follows_the_last_common_place_of_a_text_is_read_too() -> None:
+    one = byte_bpe("t h", "th e", "e n", "Ġ h", "Ġh en")
+    own, other = packed(["the  ", "the hen"] * 2, SequenceFormat(9), one, word_pieces())
+    assert read(one, own, 0)[:6] == ["<s>", "THE", "Ġ", "Ġ", "<s>", "THE"]
+    assert read(word_pieces(), other, 0)[:4] == ["<s>", "THE", "<s>", "THE"]
+
+
 def test_special_tokens_in_the_text_are_kept_or_left_out_as_asked() -> None:
     one, two = fresh_tokenizer(), metaspace()
     texts = ["the owl<bos>flies over the old wall at night"] * 2

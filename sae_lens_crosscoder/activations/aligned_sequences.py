@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from sae_lens import logger
 
@@ -90,8 +91,11 @@ def check_kept_shares(shares: Mapping[str, float]) -> None:
     Raises:
         DataError: It is below `SMALLEST_KEPT_SHARE` for a source.
     """
-    listed = ", ".join(f"{label}: {share:.1%}" for label, share in shares.items())
-    if not min(shares.values()) >= SMALLEST_KEPT_SHARE:
+    listed = ", ".join(
+        f"{label}: {'no token at all' if isnan(share) else format(share, '.1%')}" for label, share in shares.items()
+    )
+    # A share of no tokens is NaN, and no comparison holds for it.
+    if not all(share >= SMALLEST_KEPT_SHARE for share in shares.values()):
         raise DataError(
             f"Hardly any tokens of the models end at the same character ({listed} of their tokens do; at least "
             f"{SMALLEST_KEPT_SHARE:.0%} should). Most of the text would be lost, and what is left would be an odd "

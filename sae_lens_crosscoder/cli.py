@@ -152,6 +152,9 @@ def _eval(options: argparse.Namespace) -> None:
     metrics = evaluator.evaluate(run.sae, progress=True)
     out = options.out or options.path / "evaluation.json"
     write_json(out, metrics)
+    if "token_alignment" in metrics:
+        kept = metrics["token_alignment"]["kept_share"]
+        print(f"measured at {', '.join(f'{share:.1%} of the tokens of {label}' for label, share in kept.items())}")
     print(f"L0 {metrics['l0']:.1f}, {metrics['dead_latents']} of {metrics['d_sae']} latents silent on these tokens")
     for label, source in metrics["sources"].items():
         print(

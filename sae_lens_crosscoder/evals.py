@@ -1,6 +1,7 @@
 """Evaluation of a crosscoder: sparsity, explained variance in three definitions, and CE and KL of every model.
 
-CE and KL come from SAELens's own `run_evals` on `JointModel.view(label)`, so they mean what SAELens users know.
+CE and KL come from SAELens's own `run_evals` on `JointModel.view(label)`, so they mean what SAELens users know. Models
+that each read tokens of their own are measured by `splicing.spliced_metrics`, with the same definitions.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalCon
 from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
+from sae_lens_crosscoder.splicing import spliced_metrics
 
 _BEHAVIOUR_GROUPS = ("model_performance_preservation", "model_behavior_preservation")
 
@@ -119,6 +121,9 @@ class CrosscoderEvaluator:
       the zero-ablated model; `kl_div_score` likewise);
     - `datasets.<label>`: the same again for every data set, if there are several.
 
+    Where each model reads tokens of its own, all of it is measured where tokens of all models end together, and
+    `token_alignment.kept_share.<label>` says what share of a source's tokens that is.
+
     All positions of the held-out sequences count, but for `excluded_tokens`: `seqpos_slice` and the norm limit of the
     training data do not apply.
 
@@ -215,11 +220,15 @@ class CrosscoderEvaluator:
 
     def _evaluate_on(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler) -> dict[str, Any]:
         metrics = self._reconstruction(sae, data, scaler)
+        if self.model.aligner is not None:
+            metrics["token_alignment"] = {"kept_share": self.model.kept_shares(data.sequences)}
         for label in self.model.sources.labels:
             metrics["sources"][label].update(self._behaviour(sae, label, data, scaler))
         return metrics
 
     def _behaviour(self, sae: SAE[Any], label: str, data: EvalSequences, scaler: ActivationScaler) -> dict[str, float]:
+        if self.model.aligner is not None:
+            return spliced_metrics(sae, self.model.view(label), data.batches(), scaler)
         groups, _ = run_evals(
             sae,
             cast(Any, _EvalStore(data)),
@@ -264,9 +273,10 @@ class CrosscoderEvaluator:
     def _activations(self, data: EvalSequences) -> Iterator[Float[Tensor, "n d_in"]]:
         excluded = torch.tensor(self.excluded_tokens, dtype=torch.long)
         for tokens in data.batches():
-            keep = ~torch.isin(tokens, excluded)
             joint = self.model.join(self.model.source_activations(tokens))
-            yield joint[keep.to(joint.device)]
+            if self.model.aligner is None:
+                joint = joint[(~torch.isin(tokens, excluded)).to(joint.device)]
+            yield joint
 
     def _mean_activation(self, data: EvalSequences) -> Float[Tensor, " d_in"]:
         total, n_tokens = torch.zeros(self.model.sources.d_in, dtype=torch.float64), 0

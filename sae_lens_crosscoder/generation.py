@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
@@ -90,11 +90,15 @@ def stepper(model: Any, model_class_name: str, batch_size: int) -> Stepper:
     )
 
 
-def replacing(patch: Tensor) -> HookFunction:
-    """A hook that puts a tensor in place of the activation, in its shape, dtype and place."""
+def replacing(patch: Tensor, where: Bool[Tensor, "batch pos"] | None = None) -> HookFunction:
+    """A hook that puts a tensor in place of the activation, or in place of its rows at some positions."""
 
     def replace(activation: Tensor, hook: HookPoint) -> Tensor:
-        return patch.to(activation).reshape(activation.shape)
+        if where is None:
+            return patch.to(activation).reshape(activation.shape)
+        replaced = activation.clone()
+        replaced[where.to(activation.device)] = patch.to(activation).reshape(-1, *activation.shape[2:])
+        return replaced
 
     return replace
 

@@ -6,10 +6,9 @@ model with the crosscoder's reconstruction spliced in.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,18 +18,15 @@ from transformer_lens.hook_points import HookPoint
 # Where both TransformerLens 2 and 3 have it without a deprecation warning.
 from transformer_lens.HookedTransformer import (
     HookedRootModule,  # pyright: ignore[reportPrivateImportUsage]
-    HookedTransformer,
 )
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
-from sae_lens_crosscoder.errors import MissingDependencyError, NotFoundError, ShapeError, SourceError, first_line
+from sae_lens_crosscoder.alignment import TextAligner, TokenSequences, kept_shares, unpack
+from sae_lens_crosscoder.errors import ShapeError, SourceError
 from sae_lens_crosscoder.generation import HookFunction, Stepper, next_tokens, replacing, stepper
+from sae_lens_crosscoder.hooked_models import HookedModel, capture, check_hook, input_device, load_source_model
 from sae_lens_crosscoder.sources import Source, Sources
 from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
-
-HookedModel: TypeAlias = Any
-"""A HookedTransformer, SAELens's HookedProxyLM or TransformerLens 3's bridge: one interface, but no common class."""
 
 JOINT_HOOK_NAME = "blocks.0.hook_resid_joint"
 """The joint hook point. It is that of a one-block model, so `stop_at_layer=1` means "stop after it" to every tool."""
@@ -67,6 +63,10 @@ class JointModel(_JointHookedModule):
     width for a difference). Sources on one model share one forward pass, and every model stops at the last layer that
     is read. Models are held by reference, not as submodules: TransformerLens would rename their hook points.
 
+    With `token_alignment="character_offsets"` each model reads the text in its own tokens, and the joint activation has
+    shape (place, d_in): one row for each place where tokens of all models end at the same character, in the order of
+    the text. What then stands for "tokens" are rows in which `to_tokens` and the store pack the tokens of all models.
+
     Args:
         sources: What is read, in the order of the columns.
         models: One hooked model a source, in the same order; sources on one model pass the same object.
@@ -75,7 +75,7 @@ class JointModel(_JointHookedModule):
     Raises:
         SourceError: Another number of models than of sources, or a hook that a model does not have.
         ShapeError: A source's width is not that of its activations.
-        VocabularyError: Tokenizers that differ.
+        VocabularyError: Tokenizers that differ, while all models are to read the same ids.
     """
 
     def __init__(
@@ -87,16 +87,20 @@ class JointModel(_JointHookedModule):
                 "model for each source; sources on one model pass the same object."
             )
         for source, model in zip(sources, models, strict=True):
-            _check_hook(source, model)
+            check_hook(source, model)
         tokenizers = [(s.label, getattr(m, "tokenizer", None)) for s, m in zip(sources, models, strict=True)]
-        check_shared_vocabulary(tokenizers)
+        aligns = sources.token_alignment == "character_offsets"
+        if not aligns:
+            check_shared_vocabulary(tokenizers)
         super().__init__(
             tokenizer=_preferred_tokenizer([tokenizer for _, tokenizer in tokenizers]),
-            device=torch.device(device) if device is not None else _input_device(models[0]),
+            device=torch.device(device) if device is not None else input_device(models[0]),
             d_vocab=getattr(getattr(models[0], "cfg", None), "d_vocab", None),
             model_name=sources.model_name,
         )
         self.sources = sources
+        self.aligner = TextAligner(tokenizers) if aligns else None
+        """The tokenizers, if each model reads tokens of its own."""
         # A tuple, because nn.Module would register models it finds in attributes or lists of modules.
         self.source_models: tuple[HookedModel, ...] = tuple(models)
         self._check_widths()
@@ -123,7 +127,7 @@ class JointModel(_JointHookedModule):
         for source in sources:
             if source.model_key not in loaded:
                 place = str(device or source.device or default_device)
-                loaded[source.model_key] = _load(source, hooks[source.model_key], place)
+                loaded[source.model_key] = load_source_model(source, hooks[source.model_key], place)
         return cls(sources, [loaded[source.model_key] for source in sources], device or default_device)
 
     def view(self, label: str) -> JointModelView:
@@ -139,20 +143,38 @@ class JointModel(_JointHookedModule):
         return JointModelView(self, self.sources.position(label))
 
     @torch.no_grad()
-    def source_activations(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos _d_source"]]:
-        """The activations of each source for the same tokens, each on its own model's device, without gradients."""
+    def source_activations(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "*rows _d_source"]]:
+        """The activations of each source for the same tokens, each on its own model's device, without gradients.
+
+        Their shape is (batch, position, width), or (place, width) where each model reads tokens of its own.
+        """
         by_model: dict[int, list[int]] = {}
         for i, model in enumerate(self.source_models):
             by_model.setdefault(id(model), []).append(i)
         activations: dict[int, Tensor] = {}
         for positions in by_model.values():
-            model = self.source_models[positions[0]]
-            captured = _capture(model, tokens, [self.sources[i].hook_name for i in positions])
+            own = self.own_tokens(positions[0], tokens)
+            ids = tokens if own is None else own.ids
+            captured = capture(self.source_models[positions[0]], ids, [self.sources[i].hook_name for i in positions])
             for i in positions:
-                activations[i] = captured[self.sources[i].hook_name]
+                acts = captured[self.sources[i].hook_name]
+                activations[i] = acts if own is None else acts[own.is_aligned.to(acts.device)]
         return [activations[i] for i in range(len(self.sources))]
 
-    def join(self, activations: Sequence[Float[Tensor, "batch pos _d_source"]]) -> Float[Tensor, "batch pos d_in"]:
+    def own_tokens(self, position: int, tokens: Int[Tensor, "batch row"]) -> TokenSequences | None:
+        """What the model of the source at this position reads of packed rows; None if all models read the same ids."""
+        if self.aligner is None:
+            return None
+        return unpack(tokens, len(self.aligner.tokenizers))[self.aligner.of_source[position]]
+
+    def kept_shares(self, tokens: Int[Tensor, "batch row"]) -> dict[str, float]:
+        """For each source the share of the text's tokens at which the tokens of all models end together."""
+        if self.aligner is None:
+            return dict.fromkeys(self.sources.labels, 1.0)
+        shares = kept_shares(unpack(tokens, len(self.aligner.tokenizers))).tolist()
+        return {label: shares[i] for label, i in zip(self.sources.labels, self.aligner.of_source, strict=True)}
+
+    def join(self, activations: Sequence[Float[Tensor, "*rows _d_source"]]) -> Float[Tensor, "*rows d_in"]:
         """One joint activation from those of the sources, on the joint model's device."""
         here = [a.to(self.cfg.device) for a in activations]
         if self.sources.combine == "difference":
@@ -183,7 +205,7 @@ class JointModel(_JointHookedModule):
         return_type: str | None = None,
         stop_at_layer: int | None = None,
         **_: Any,
-    ) -> Float[Tensor, "batch pos d_in"]:
+    ) -> Float[Tensor, "*rows d_in"]:
         """The joint activation of the tokens.
 
         Raises:
@@ -199,12 +221,16 @@ class JointModel(_JointHookedModule):
     def to_tokens(self, text: str | list[str], prepend_bos: bool = True, **_: Any) -> Int[Tensor, "batch pos"]:
         """Tokens of one text or of several of equal length in tokens, after BOS unless `prepend_bos=False`.
 
+        Where each model reads tokens of its own, texts of any length as packed rows; a tokenizer without BOS adds none.
+
         Raises:
             SourceError: No model has a tokenizer, or it has no BOS to prepend.
         """
         if self.tokenizer is None:
             raise SourceError("No model of this joint model has a tokenizer. Give token ids, or models with one.")
         texts = [text] if isinstance(text, str) else text
+        if self.aligner is not None:
+            return self.aligner.rows(texts, prepend_bos)
         ids = torch.tensor(self.tokenizer(texts, add_special_tokens=False)["input_ids"], dtype=torch.long)
         if not prepend_bos:
             return ids
@@ -218,7 +244,8 @@ class JointModel(_JointHookedModule):
             model.forward = torch.compile(model.forward, mode=mode)
 
     def _check_widths(self) -> None:
-        activations = self.source_activations(torch.zeros(1, 2, dtype=torch.long))
+        n_tokenizers = 1 if self.aligner is None else len(self.aligner.tokenizers)
+        activations = self.source_activations(torch.zeros(1, 2 * n_tokenizers, dtype=torch.long))
         for source, acts in zip(self.sources, activations, strict=True):
             if acts.shape[-1] != source.d_in:
                 raise ShapeError(
@@ -254,19 +281,25 @@ class JointModelView(_JointHookedModule):
     ) -> Any:
         """What the source's model returns for the tokens, patched by the hooks on the joint hook point.
 
+        Where each model reads tokens of its own, logits and loss stand at this model's own tokens (`own_tokens`), and
+        the model is patched only where tokens of all models end together.
+
         With `stop_at_layer` (or `return_type=None`) the joint activation itself.
         """
         joint = self._joint[0]
         stops = stop_at_layer is not None or return_type is None
+        own = self.own_tokens(tokens)
+        ids = tokens if own is None else own.ids
         if not stops and not self.joint_hook.fwd_hooks:
             # Nothing reads or replaces the joint activation: the other models need not run.
-            return self.source_model(tokens, return_type=return_type, **kwargs)
+            return self.source_model(ids, return_type=return_type, **kwargs)
         activations = joint.source_activations(tokens)
         joined = self.joint_hook(joint.join(activations))
         if stops:
             return joined
-        hook = (self.source.hook_name, replacing(self._patch(joined, activations)))
-        return self.source_model.run_with_hooks(tokens, return_type=return_type, fwd_hooks=[hook], **kwargs)
+        where = None if own is None else own.is_aligned
+        hook = (self.source.hook_name, replacing(self._patch(joined, activations), where))
+        return self.source_model.run_with_hooks(ids, return_type=return_type, fwd_hooks=[hook], **kwargs)
 
     @torch.no_grad()
     def generate(
@@ -290,9 +323,14 @@ class JointModelView(_JointHookedModule):
             generator: Random numbers of the draws.
 
         Raises:
-            SourceError: A kind of model whose cache is not known here.
+            SourceError: A kind of model whose cache is not known here, or models with tokens of their own.
         """
         joint = self._joint[0]
+        if joint.aligner is not None:
+            raise SourceError(
+                "The models read tokens of their own (token_alignment='character_offsets'), and a token that one says "
+                "may be none of another's. Generate with models that share a vocabulary."
+            )
         write = self._stepper(self.source, self.source_model, len(tokens))
         readers = {
             id(model): self._stepper(source, model, len(tokens))
@@ -315,94 +353,17 @@ class JointModelView(_JointHookedModule):
     def _stepper(source: Source, model: HookedModel, batch_size: int) -> Stepper:
         return stepper(model, source.model_class_name, batch_size)
 
+    def own_tokens(self, tokens: Int[Tensor, "batch row"]) -> TokenSequences | None:
+        """What this model reads of packed rows; None if all models read the same ids."""
+        joint = self._joint[0]
+        return joint.own_tokens(joint.sources.position(self.source.label), tokens)
+
     def _patch(self, joined: Tensor, activations: Sequence[Tensor]) -> Tensor:
         sources = self._joint[0].sources
         if sources.combine == "concat":
             return joined[..., sources.columns(self.source.label)]
         base, finetuned = (a.to(joined.device) for a in activations)
         return base + joined if sources.position(self.source.label) == 1 else finetuned - joined
-
-
-def _load(source: Source, hook_names: list[str], device: str) -> HookedModel:
-    if source.model_class_name == "TransformerBridge":
-        try:
-            from transformer_lens.model_bridge import TransformerBridge
-        except ImportError as error:
-            raise MissingDependencyError(
-                "model_class_name='TransformerBridge' needs TransformerLens 3: pip install 'transformer-lens>=3,<4'"
-            ) from error
-        boot = cast("Callable[..., Any]", TransformerBridge.boot_transformers)
-        return boot(source.model_name, device=device, **source.model_from_pretrained_kwargs)
-    classes = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
-    if source.model_class_name not in classes:
-        raise SourceError(
-            f"Source {source.label!r} has model_class_name={source.model_class_name!r}. Use one of "
-            f"{', '.join((*classes, 'TransformerBridge'))}."
-        )
-    kwargs = dict(source.model_from_pretrained_kwargs)
-    if source.model_class_name == "HookedTransformer":
-        # What SAELens's runner passes when nothing is said: weights stay as they were trained.
-        kwargs.setdefault("center_writing_weights", False)
-    restrict = list(dict.fromkeys(hook_names)) if source.model_class_name == "AutoModelForCausalLM" else None
-    try:
-        return load_model(source.model_class_name, source.model_name, device, kwargs, hook_names=restrict)
-    except ValueError as error:
-        if "hook_names not found" in str(error):
-            raise SourceError(
-                f"{source.model_name!r} has no module {source.hook_name!r} to read source {source.label!r} at. Print "
-                "dict(model.named_modules()) for the names that it has."
-            ) from error
-        raise _not_loaded(source, error) from error
-    except OSError as error:
-        raise _not_loaded(source, error) from error
-
-
-def _not_loaded(source: Source, error: Exception) -> NotFoundError:
-    return NotFoundError(
-        f"The model {source.model_name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "
-        f"{first_line(error)}"
-    )
-
-
-def _check_hook(source: Source, model: HookedModel) -> None:
-    known = cast("Mapping[str, Any]", model.hook_dict)
-    if source.hook_name not in known:
-        near = difflib.get_close_matches(source.hook_name, list(known), n=3)
-        hint = f"Did you mean {', '.join(map(repr, near))}?" if near else "See model.hook_dict for its hook points."
-        raise SourceError(
-            f"{source.model_name!r} has no hook {source.hook_name!r} to read source {source.label!r} at. {hint}"
-        )
-
-
-def _capture(model: HookedModel, tokens: Tensor, hook_names: list[str]) -> dict[str, Tensor]:
-    """Activations at the hooks, flattened to (batch, position, width); the model stops once it has them all."""
-    tokens = tokens.to(_input_device(model))
-    names = list(dict.fromkeys(hook_names))
-    stop = _residual_stop(model, names[0]) if len(names) == 1 and isinstance(model, HookedTransformer) else None
-    if stop is not None:
-        # The residual stream before a layer is what the model returns when it stops there. TransformerLens fires
-        # hook_resid_pre only inside the layer, so reading the hook would run one layer too many.
-        return {names[0]: model(tokens, stop_at_layer=stop, return_type=None, prepend_bos=False)}
-    layers = [extract_layer_from_tlens_hook_name(name) for name in names]
-    stop = None if None in layers else 1 + max(layer for layer in layers if layer is not None)
-    _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=stop, prepend_bos=False)
-    return {name: cache[name].flatten(2) for name in names}
-
-
-def _residual_stop(model: HookedTransformer, hook_name: str) -> int | None:
-    """The layer to stop at if its input is all that is read and no other hook would change it."""
-    parts = hook_name.split(".")
-    if len(parts) != 3 or parts[0] != "blocks" or parts[2] != "hook_resid_pre" or model.hook_dict[hook_name].fwd_hooks:
-        return None
-    return int(parts[1])
-
-
-def _input_device(model: HookedModel) -> torch.device:
-    """Where a model wants its tokens: the device of its input embedding."""
-    embedding = getattr(model, "W_E", None)
-    if isinstance(embedding, Tensor):
-        return embedding.device
-    return next(model.parameters()).device
 
 
 def _preferred_tokenizer(tokenizers: Sequence[Any]) -> Any:

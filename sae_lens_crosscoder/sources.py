@@ -20,6 +20,9 @@ from sae_lens_crosscoder.fields import checked_fields
 Combine = Literal["concat", "difference"]
 """How sources flow through the joint hook: side by side, or the second minus the first."""
 
+TokenAlignment = Literal["same_ids", "character_offsets"]
+"""How models read one text: as the same token ids, or each as tokens of its own, compared where those end together."""
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -113,6 +116,7 @@ class Sources(Sequence[Source]):
 
     With `combine="concat"` the joint activation is all sources side by side and `d_in` is the sum of their widths.
     With `combine="difference"` it is the second source minus the first (fine-tuned minus base), as wide as each.
+    With `token_alignment="character_offsets"` each model reads its own tokenizer's tokens (see `JointModel`).
 
     Raises:
         SourceError: No source, two with one label, or a difference of other than two sources of equal width.
@@ -120,6 +124,7 @@ class Sources(Sequence[Source]):
 
     sources: tuple[Source, ...]
     combine: Combine = "concat"
+    token_alignment: TokenAlignment = "same_ids"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -127,6 +132,9 @@ class Sources(Sequence[Source]):
             raise SourceError("There are no sources. Give one Source for each model (or layer) that is read.")
         if self.combine not in get_args(Combine):
             raise SourceError(f"combine={self.combine!r} is unknown. Use one of {', '.join(get_args(Combine))}.")
+        if self.token_alignment not in get_args(TokenAlignment):
+            known = ", ".join(get_args(TokenAlignment))
+            raise SourceError(f"token_alignment={self.token_alignment!r} is unknown. Use one of {known}.")
         labels = self.labels
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -206,23 +214,34 @@ class Sources(Sequence[Source]):
         if len(scales) != len(self):
             raise SourceError(f"{len(scales)} activation scales were given for {len(self)} sources.")
         scaled = (dataclasses.replace(s, activation_scale=float(g)) for s, g in zip(self, scales, strict=True))
-        return Sources(tuple(scaled), self.combine)
+        return dataclasses.replace(self, sources=tuple(scaled))
 
     @classmethod
-    def from_dicts(cls, values: Sequence[Source | Mapping[str, Any]], combine: str = "concat") -> Sources:
+    def from_dicts(
+        cls,
+        values: Sequence[Source | Mapping[str, Any]],
+        combine: str = "concat",
+        token_alignment: str = "same_ids",
+    ) -> Sources:
         """Sources from a list of their fields, as they stand in configuration files."""
         if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SourceError(f"sources must be a list with one mapping a source, not {type(values).__name__}.")
         sources = tuple(v if isinstance(v, Source) else Source.from_dict(v) for v in values)
-        return cls(sources, cast(Combine, combine))
+        return cls(sources, cast(Combine, combine), cast(TokenAlignment, token_alignment))
 
     def to_metadata(self) -> dict[str, Any]:
-        """The two entries that SAE metadata carries: `sources` (a list, in column order) and `combine`."""
-        return {"sources": [source.to_dict() for source in self.sources], "combine": self.combine}
+        """The entries that SAE metadata carries: `sources` (in column order), `combine` and `token_alignment`."""
+        return {
+            "sources": [source.to_dict() for source in self.sources],
+            "combine": self.combine,
+            "token_alignment": self.token_alignment,
+        }
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> Sources:
         """Read the sources from `sae.cfg.metadata` or from the `metadata` of a `cfg.json`.
+
+        Metadata without `token_alignment` are those of models that read the same ids.
 
         Raises:
             SourceError: The metadata hold no sources (the SAE is no crosscoder, or they were lost), or a field is
@@ -237,4 +256,5 @@ class Sources(Sequence[Source]):
                     "Crosscoders of this package carry it; for others set it with `sae.cfg.metadata.sources = ...` "
                     "from Sources(...).to_metadata()."
                 )
-        return cls.from_dicts(entries["sources"], entries["combine"])
+        alignment = entries.get("token_alignment")
+        return cls.from_dicts(entries["sources"], entries["combine"], "same_ids" if alignment is None else alignment)

@@ -38,5 +38,6 @@ def _describe_difference(label_a: str, vocab_a: dict[str, int], label_b: str, vo
     return (
         f"The tokenizers of {label_a!r} and {label_b!r} differ in {len(differing)} token ids: {examples}. "
         "Both models would be fed the same ids, so one of them would read a different text and every latent would "
-        "look exclusive to one model. Use models that share a vocabulary, or the tokenizer that both were trained with."
+        "look exclusive to one model. Use models that share a vocabulary, the tokenizer that both were trained with, "
+        "or, for models with tokenizers of their own, token_alignment='character_offsets'."
     )

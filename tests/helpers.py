@@ -145,14 +145,15 @@ def fresh_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast
     return tokenizer
 
 
-def gpt2_folder(folder: Path, seed: int = 0, d_model: int = 16) -> str:
-    """A tiny random Hugging Face GPT-2 of three blocks, saved with `tiny_tokenizer`; returns its path."""
+def gpt2_folder(folder: Path, seed: int = 0, d_model: int = 16, tokenizer: Any = None) -> str:
+    """A tiny random Hugging Face GPT-2 of three blocks, saved with its tokenizer (or `tiny_tokenizer`); its path."""
     torch.manual_seed(seed)
+    tokenizer = tokenizer or fresh_tokenizer()
     config = GPT2Config(
-        vocab_size=D_VOCAB, n_positions=64, n_embd=d_model, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=len(tokenizer), n_positions=64, n_embd=d_model, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
-    fresh_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import D_VOCAB, fresh_tokenizer, gpt2_folder, source, tiny_model, tiny_pair
 
-from sae_lens_crosscoder import JOINT_HOOK_NAME, JointModel, Source, Sources, joint_model
+from sae_lens_crosscoder import JOINT_HOOK_NAME, JointModel, Source, Sources, hooked_models
 from sae_lens_crosscoder.errors import MissingDependencyError, ShapeError, SourceError
 
 try:
@@ -319,7 +319,7 @@ def test_each_model_is_loaded_once_on_its_own_device_with_its_weights_as_they_we
         calls.append((*args, hook_names))
         return tiny_model(len(calls))
 
-    monkeypatch.setattr(joint_model, "load_model", load)
+    monkeypatch.setattr(hooked_models, "load_model", load)
     early = Source("early", "gemma", "blocks.0.hook_resid_post", 16)
     late = Source("late", "gemma", "blocks.1.hook_resid_post", 16)
     other = Source(

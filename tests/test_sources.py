@@ -64,6 +64,24 @@ def test_metadata_without_sources_are_refused_although_saelens_gives_none(key: s
         Sources.from_metadata(cfg.metadata)
 
 
+def test_metadata_of_before_there_was_alignment_are_those_of_models_that_read_the_same_ids():
+    metadata = three().to_metadata()
+    assert metadata.pop("token_alignment") == "same_ids"
+    assert Sources.from_metadata(metadata) == three()
+
+
+def test_the_alignment_is_kept_in_metadata_and_by_new_scales():
+    sources = Sources((source("base"), source("chat")), token_alignment="character_offsets")
+    assert Sources.from_metadata(sources.to_metadata()) == sources
+    assert sources.with_activation_scales([2.0, 3.0]).token_alignment == "character_offsets"
+
+
+def test_an_unknown_alignment_is_refused(unchecked_types: None):
+    metadata = {**three().to_metadata(), "token_alignment": "words"}
+    with pytest.raises(SourceError, match=r"token_alignment='words' is unknown. Use one of same_ids, char"):
+        Sources.from_metadata(metadata)
+
+
 def test_a_misspelt_metadata_key_is_refused():
     metadata = three().to_metadata()
     metadata["source"] = metadata.pop("sources")

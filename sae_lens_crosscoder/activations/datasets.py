@@ -7,7 +7,7 @@ no sequence mixes two data sets, and the position in the stream is the data set 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -20,6 +20,9 @@ from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.fields import checked_fields
 
 DatasetKind = Literal["auto", "text", "tokens", "chat"]
+
+TextPacker = Callable[[Sequence[str]], Iterable[list[int]]]
+"""Makes rows of equal length out of texts."""
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "tokens": ("tokens", "input_ids"),
@@ -158,12 +161,23 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
 
 
 def packed_sequences(
-    documents: Dataset | IterableDataset, config: DatasetConfig, tokenizer: Any, form: SequenceFormat
+    documents: Dataset | IterableDataset,
+    config: DatasetConfig,
+    tokenizer: Any,
+    form: SequenceFormat,
+    pack_texts: TextPacker | None = None,
 ) -> IterableDataset:
     """The data set as a stream of `{"input_ids": context_size token ids}`.
 
     Documents are packed by SAELens's `concat_and_batch_sequences`, 1,000 at a time; the few tokens that do not fill a
     sequence at the end of such a batch are dropped. Rows that are already tokenized are cut to `context_size`.
+
+    Args:
+        documents: The data set.
+        config: What it is.
+        tokenizer: Tokenizes texts, and writes chats as texts.
+        form: How documents become sequences.
+        pack_texts: Packs texts in place of the tokenizer, for models that each read tokens of their own.
 
     Raises:
         DataError: No column to read, documents of another kind than configured, or tokenized rows that are too short.
@@ -176,6 +190,12 @@ def packed_sequences(
     kind, column = _kind_and_column(cast("dict[str, Any]", first), config)
     columns = list(cast("dict[str, Any]", first))
     if kind == "tokens":
+        if pack_texts is not None:
+            raise DataError(
+                f"Data set {config.title!r} is tokenized already (column {column!r}), but with "
+                "token_alignment='character_offsets' each model tokenizes the text itself. Give a data set of text or "
+                "chats."
+            )
         n_tokens = len(cast("dict[str, Any]", first)[column])
         if n_tokens < form.context_size:
             raise DataError(
@@ -199,7 +219,8 @@ def packed_sequences(
                 f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out before training."
             )
         texts = _chats_as_texts(rows, config, tokenizer) if kind == "chat" else rows
-        return {"input_ids": list(_packed(texts, tokenizer, form))}
+        rows = _packed(texts, tokenizer, form) if pack_texts is None else pack_texts(texts)
+        return {"input_ids": list(rows)}
 
     return stream.map(pack, batched=True, batch_size=_DOCUMENTS_A_BATCH, remove_columns=columns)
 

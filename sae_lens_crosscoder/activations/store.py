@@ -19,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import str_to_dtype
+from sae_lens_crosscoder.activations.aligned_sequences import AlignedPacking, check_kept_shares
 from sae_lens_crosscoder.activations.datasets import (
     DatasetConfig,
     load_documents,
@@ -38,6 +39,9 @@ Documents = Dataset | IterableDataset
 class PairedActivationsStore(ActivationsStore):
     """A SAELens `ActivationsStore` over a joint model: the same tokens through all models, one row a token.
 
+    Where each model reads tokens of its own (`token_alignment="character_offsets"`) a sequence is the same text in the
+    tokens of every model, and there is one row for each place where those of all models end together.
+
     Tokens in `excluded_tokens` (BOS and special tokens by default) are dropped, as are norm outliers on request. Each
     source's activations are written once, straight into a preallocated pool (`ShuffleBuffer`), and gathered once into
     a batch. The order of the batches is that of SAELens's store with the same data and random numbers.
@@ -49,8 +53,10 @@ class PairedActivationsStore(ActivationsStore):
         cfg: How activations are harvested, dropped and shuffled.
 
     Raises:
-        DataError: A data set that is empty or too small for one forward pass and the held-out sequences.
-        ConfigError: Weights that do not add up, or a buffer that is smaller than a batch.
+        DataError: A data set that is empty or too small for one forward pass and the held-out sequences, or tokenizers
+            whose tokens hardly ever end together.
+        ConfigError: Weights that do not add up, a buffer that is smaller than a batch, or what only models that read
+            the same ids can do.
     """
 
     model: JointModel  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -63,14 +69,29 @@ class PairedActivationsStore(ActivationsStore):
         cfg: StoreConfig,
     ) -> None:
         weights = mixture_weights(datasets)
+        pack_texts, row_length = None, cfg.sequence_format.context_size
+        if model.aligner is not None:
+            cfg.check_for_own_tokens()
+            pack_texts = AlignedPacking(model.aligner, cfg.sequence_format, cfg.excludes_special_tokens).rows
+            row_length *= len(model.aligner.tokenizers)
         packed = [
-            packed_sequences(data, config, model.tokenizer, cfg.sequence_format)
+            packed_sequences(data, config, model.tokenizer, cfg.sequence_format, pack_texts)
             for data, config in zip(documents, datasets, strict=True)
         ]
         self.dataset_labels = [config.title for config in datasets]
         self.dataset_weights = weights
-        self.eval_sequences: dict[str, Int[Tensor, "n_sequences context"]] = {
+        heads = {
             config.title: _head(stream, config.title, cfg) for stream, config in zip(packed, datasets, strict=True)
+        }
+        self.kept_shares = {
+            label: sum(w * model.kept_shares(head)[label] for w, head in zip(weights, heads.values(), strict=True))
+            for label in model.sources.labels
+        }
+        """For each source the share of the text's tokens that give a row, in the first sequences of the data."""
+        if model.aligner is not None:
+            check_kept_shares(self.kept_shares)
+        self.eval_sequences: dict[str, Int[Tensor, "n_sequences row"]] = {
+            title: head[: cfg.n_eval_sequences] for title, head in heads.items()
         }
         training = [stream.skip(cfg.n_eval_sequences) for stream in packed] if cfg.n_eval_sequences else packed
         with warnings.catch_warnings():
@@ -82,7 +103,7 @@ class PairedActivationsStore(ActivationsStore):
                 streaming=True,
                 hook_name=JOINT_HOOK_NAME,
                 hook_head_index=None,
-                context_size=cfg.sequence_format.context_size,
+                context_size=row_length,
                 d_in=model.sources.d_in,
                 n_batches_in_buffer=max(1, cfg.buffer_tokens // cfg.sequence_format.context_size),
                 total_training_tokens=0,
@@ -127,7 +148,7 @@ class PairedActivationsStore(ActivationsStore):
         datasets, documents = _open(cfg.dataset_configs, override_dataset)
         return cls(model, documents, datasets, cfg.store_config(model.tokenizer))
 
-    def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos _d_part"]]:
+    def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "*rows _d_part"]]:
         """Activations of the tokens, one tensor for each part of the joint activation, not yet concatenated."""
         with torch.autocast(self.model.cfg.device.type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             activations = self.model.source_activations(tokens)
@@ -137,10 +158,10 @@ class PairedActivationsStore(ActivationsStore):
 
     @override
     @torch.no_grad()
-    def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch _pos d_in"]:
+    def get_activations(self, batch_tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "*rows d_in"]:
         """The joint activations of the tokens, in the dtype of the models."""
-        parts = self.harvest(batch_tokens)
-        return torch.cat([part.to(self.device) for part in parts], dim=-1)[:, slice(*self.seqpos_slice)]
+        joined = torch.cat([part.to(self.device) for part in self.harvest(batch_tokens)], dim=-1)
+        return joined if joined.ndim == 2 else joined[:, slice(*self.seqpos_slice)]
 
     @override
     @torch.no_grad()
@@ -170,9 +191,12 @@ class PairedActivationsStore(ActivationsStore):
         except StopIteration:
             self._end_epoch()
             tokens = self.get_batch_tokens(move_to_model_device=False)
-        positions = slice(*self.seqpos_slice)
-        parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in self.harvest(tokens)]
-        keep = self._kept_rows(tokens[:, positions].reshape(-1), parts)
+        parts = self.harvest(tokens)
+        if self.model.aligner is None:
+            positions = slice(*self.seqpos_slice)
+            parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in parts]
+            tokens = tokens[:, positions]
+        keep = self._kept_rows(tokens.reshape(-1), parts)
         if keep is None:
             return parts
         return [part.index_select(0, keep.to(part.device)) for part in parts]
@@ -207,7 +231,7 @@ class PairedActivationsStore(ActivationsStore):
 
     def _kept_rows(self, tokens: Int[Tensor, " n"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
         """The rows that stay; None if all do."""
-        keep = torch.ones(len(tokens), dtype=torch.bool)
+        keep = torch.ones(len(parts[0]), dtype=torch.bool)
         if self.exclude_special_tokens is not None:
             keep &= ~torch.isin(tokens.cpu(), self.exclude_special_tokens.cpu())
         if self.cfg.max_norm_multiple is not None:
@@ -219,9 +243,10 @@ class PairedActivationsStore(ActivationsStore):
     @cached_property
     def buffer(self) -> ShuffleBuffer:
         """The shuffle buffer; its memory is taken when it is first used."""
+        n_positions = len(range(self.cfg.sequence_format.context_size)[slice(*self.seqpos_slice)])
         return ShuffleBuffer(
             n_tokens=self.cfg.buffer_tokens,
-            n_added_tokens=self.cfg.batch_size_prompts * self.training_context_size,
+            n_added_tokens=self.cfg.batch_size_prompts * n_positions,
             d_in=self.d_in,
             batch_size=self.train_batch_size_tokens,
             mix_fraction=self.activations_mixing_fraction,
@@ -296,8 +321,8 @@ def _excluded(cfg: StoreConfig) -> Tensor | None:
     return torch.tensor(cfg.excluded_tokens, dtype=torch.long, device=cfg.device) if cfg.excluded_tokens else None
 
 
-def _head(stream: IterableDataset, title: str, cfg: StoreConfig) -> Int[Tensor, "n_sequences context"]:
-    """The held-out sequences; raises if not even one forward pass is left for training."""
+def _head(stream: IterableDataset, title: str, cfg: StoreConfig) -> Int[Tensor, "n_sequences row"]:
+    """The held-out sequences and those of one forward pass; raises if there are not that many."""
     needed = cfg.n_eval_sequences + cfg.batch_size_prompts
     rows = [row["input_ids"] for row in stream.take(needed)]
     if len(rows) < needed:
@@ -306,8 +331,7 @@ def _head(stream: IterableDataset, title: str, cfg: StoreConfig) -> Int[Tensor, 
             f"{cfg.n_eval_sequences} are held out for evaluation and {cfg.batch_size_prompts} go through the models at "
             "once. Use more data, or lower context_size, n_eval_batches or store_batch_size_prompts."
         )
-    held_out = rows[: cfg.n_eval_sequences]
-    return torch.tensor(held_out, dtype=torch.long).reshape(len(held_out), cfg.sequence_format.context_size)
+    return torch.tensor(rows, dtype=torch.long)
 
 
 def _open(

@@ -45,6 +45,9 @@ class StoreConfig:
     excluded_tokens: tuple[int, ...] = ()
     """Token ids whose activations are dropped."""
 
+    excludes_special_tokens: bool = False
+    """Where each model reads tokens of its own: drop positions at which any model reads a special token of its own."""
+
     max_norm_multiple: float | None = None
     """Drop tokens whose norm, in any source, is above this multiple of the batch's median norm; None keeps all."""
 
@@ -62,6 +65,30 @@ class StoreConfig:
 
     n_kept_batches: int = 0
     """Latest batches that are remembered, so that a checkpoint can save those a prefetcher holds unconsumed."""
+
+    def check_for_own_tokens(self) -> None:
+        """Whether this can be done where each model reads tokens of its own.
+
+        Raises:
+            ConfigError: A field that means something only where all models read the same token ids.
+        """
+        separator = self.sequence_format.sequence_separator_token
+        ids_differ = "one id is another token for each model"
+        refused = (
+            (bool(self.excluded_tokens), f"exclude_special_tokens as a list: {ids_differ}. Use True or False"),
+            (isinstance(separator, int), f"sequence_separator_token={separator}: {ids_differ}. Use 'bos' or 'eos'"),
+            (
+                tuple(self.seqpos_slice) != (None,),
+                "seqpos_slice: one position is another place of the text for each model. Leave it out",
+            ),
+            (
+                self.cached_activations_path is not None,
+                "cached activations: they are those of one sequence of token ids. Set use_cached_activations=False",
+            ),
+        )
+        for is_given, reason in refused:
+            if is_given:
+                raise ConfigError(f"token_alignment='character_offsets' does not go with {reason}.")
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.errors import ShapeError, SourceError
 from sae_lens_crosscoder.generation import replacing
+from sae_lens_crosscoder.hooked_models import input_device
 from sae_lens_crosscoder.joint_model import JointModel
 
 
@@ -45,13 +46,18 @@ class ModelComparison:
         finetuned: Label of the fine-tuned model; the second source by default.
 
     Raises:
-        SourceError: A label that no source has, more than two sources and no labels, or a difference taken the other
-            way.
+        SourceError: Models with tokens of their own, a label that no source has, more than two sources and no labels,
+            or a difference taken the other way.
         ShapeError: Two sources of different width, whose activations cannot be exchanged.
     """
 
     def __init__(self, joint: JointModel, sae: SAE[Any], base: str | None = None, finetuned: str | None = None) -> None:
         sources = joint.sources
+        if sources.token_alignment != "same_ids":
+            raise SourceError(
+                "The models read tokens of their own (token_alignment='character_offsets'), so that one's activations "
+                "cannot be put into the other at every token. Causal comparisons need models that share a vocabulary."
+            )
         if len(sources) != 2 and (base is None or finetuned is None):
             raise SourceError(
                 f"The joint model has {len(sources)} sources ({', '.join(sources.labels)}). Name the base and the "
@@ -101,7 +107,7 @@ class ModelComparison:
         source = self.joint.sources[self.joint.sources.position(label)]
         model = self.joint.view(label).source_model
         hook = (source.hook_name, replacing(activation))
-        logits = model.run_with_hooks(tokens.to(_device_of(model)), return_type="logits", fwd_hooks=[hook])
+        logits = model.run_with_hooks(tokens.to(input_device(model)), return_type="logits", fwd_hooks=[hook])
         return _log_probabilities(logits)
 
     def contribution(
@@ -114,10 +120,6 @@ class ModelComparison:
 
 def _log_probabilities(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-
-def _device_of(model: Any) -> torch.device:
-    return next(model.parameters()).device
 
 
 def kl_divergence(

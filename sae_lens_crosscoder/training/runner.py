@@ -81,8 +81,9 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 check_writable(folder)
         if override_model is not None and override_model.sources != cfg.joint_sources:
             raise ConfigError(
-                f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}), "
-                f"which are not those of the configuration, {cfg.joint_sources.labels} ({cfg.combine}). Build it with "
+                f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "
+                f"{override_model.sources.token_alignment}), which are not those of the configuration, "
+                f"{cfg.joint_sources.labels} ({cfg.combine}, {cfg.token_alignment}). Build it with "
                 "JointModel(cfg.joint_sources, models)."
             )
         device = cfg.llm_device or cfg.device

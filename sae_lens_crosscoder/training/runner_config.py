@@ -22,7 +22,7 @@ from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, Store
 from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError, first_line
 from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
-from sae_lens_crosscoder.sources import Combine, Source, Sources
+from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.recipes import recipe_for
 
@@ -51,6 +51,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     combine: Combine = "concat"
     """"concat" trains a crosscoder on all sources side by side, "difference" an SAE on the second minus the first."""
+
+    token_alignment: TokenAlignment = "same_ids"
+    """"same_ids" feeds all models the same token ids and refuses models whose vocabularies differ. "character_offsets"
+    is for different tokenizers: each model reads the text in tokens of its own, at most `context_size`, and a row is
+    kept where tokens of all models end at the same character. The other tokens give none, so that more text goes
+    through the models for the same training_tokens; the share that is kept is logged and stands in metrics.json, and
+    one below 10 % is an error. Needs text or chats and fast tokenizers; a tokenizer without BOS goes without."""
 
     datasets: Sequence[DatasetConfig | Mapping[str, Any]] = field(default_factory=list[DatasetConfig])
     """A mixture of data sets with weights, in place of `dataset_path`; mappings of their fields do as well."""
@@ -104,11 +111,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(first_line(error)) from error
+        if self.token_alignment == "character_offsets":
+            self.store_config(None).check_for_own_tokens()
 
     @property
     def joint_sources(self) -> Sources:
         """The sources with how they are combined."""
-        return Sources.from_dicts(self.sources, self.combine)
+        return Sources.from_dicts(self.sources, self.combine, self.token_alignment)
 
     @property
     def dataset_configs(self) -> list[DatasetConfig]:
@@ -130,6 +139,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             tokenizer: The models' tokenizer, which knows the special tokens.
         """
         assert self.train_batch_size_tokens is not None  # the recipe filled it in
+        # Special tokens are each model's own there, so they have no ids in common.
+        excludes_own = self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
         sliced = len(range(self.context_size)[slice(*self.seqpos_slice)])
         return StoreConfig(
@@ -144,7 +155,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             buffer_dtype=self.buffer_dtype,
             device=self.act_store_device or self.device,
             seed=self.seed,
-            excluded_tokens=excluded_token_ids(self.exclude_special_tokens, tokenizer),
+            excluded_tokens=excluded_token_ids(False if excludes_own else self.exclude_special_tokens, tokenizer),
+            excludes_special_tokens=excludes_own,
             max_norm_multiple=self.max_activation_norm_multiple,
             n_eval_sequences=self.n_eval_batches * batch_size_prompts,
             seqpos_slice=self.seqpos_slice,

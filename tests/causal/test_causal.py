@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import D_VOCAB, source, tiny_model, tiny_pair
+from helpers import D_VOCAB, source, tiny_model, tiny_pair, tiny_tokenizer
+from other_tokenizers import other_bpe
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_lens_crosscoder import JointModel, Sources
@@ -251,3 +252,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
         PatchTest(comparison, {"nothing": [1]})
     with pytest.raises(ConfigError, match="n_path_points=-1"):
         first_order_kl_attribution(comparison, TOKENS, n_path_points=-1)
+
+
+def test_models_with_tokens_of_their_own_are_refused() -> None:
+    sources = Sources((source("base"), source("chat")), token_alignment="character_offsets")
+    models = [tiny_model(0, tokenizer=tiny_tokenizer()), tiny_model(1, tokenizer=other_bpe())]
+    joint = JointModel(sources, models)
+    with pytest.raises(SourceError, match="cannot be put into the other at every token"):
+        ModelComparison(joint, random_sae())
+    with pytest.raises(SourceError, match="a token that one says may be none of another's"):
+        joint.view("chat").generate(TOKENS)

@@ -116,11 +116,11 @@ def main() -> None:
         measure_memory(inner.memory_of, inner.n_batches)
         return
     options = parse_arguments(__doc__ or "")
-    n_batches = 2 if options.quick else 8
-    rows = time_rows(n_rounds=3 if options.quick else 7, n_batches=n_batches)
+    n_batches = 2 if options.quick else 6
+    rows = time_rows(n_rounds=3 if options.quick else 5, n_batches=n_batches)
     for row in rows:
         for factor in (1, 4):
-            row[f"peak_mb_{factor}n"] = memory_in_own_process(row["name"], factor * n_batches)
+            row[f"peak_mb_{factor}n"] = round(memory_in_own_process(row["name"], factor * n_batches))
     report(rows, options)
 
 

@@ -199,9 +199,8 @@ def test_messages_of_other_roles_and_empty_ones_are_told_apart():
 
 
 # Contents made of what templates are made of.
-contents = st.lists(
-    st.sampled_from(["user", "\n", " ", "<|im_end|>", "<think>", "</think>", "é", "owl", ": "]), max_size=5
-)
+pieces = st.sampled_from(["user", "\n", " ", "<|im_end|>", "<think>", "</think>", "é", "owl", ": "])
+contents = st.lists(pieces, max_size=5).map("".join)
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,7 +6,8 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,25 @@ def machine() -> dict[str, Any]:
 def median_ratio(values: Sequence[float], references: Sequence[float]) -> float:
     """Median of the ratios of values that were measured side by side."""
     return statistics.median(value / reference for value, reference in zip(values, references, strict=True))
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def status_mb(field: str) -> float:
+    """A field of this process's status (Linux): "VmRSS" is the memory it has, "VmHWM" the most it had."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def peak_above(start_mb: float, run: Callable[[], None]) -> float:
+    """How far the memory of this process rises above `start_mb` while it runs."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    run()
+    return status_mb("VmHWM") - start_mb
 
 
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra: Any) -> None:

@@ -15,14 +15,12 @@ import json
 import random
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import median_ratio, parse_arguments, report
+from common import median_ratio, parse_arguments, peak_above, report, seconds, status_mb
 from datasets import Dataset
 from sae_lens import ActivationsStore
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -118,12 +116,6 @@ def store_run(store: Iterator[torch.Tensor], n_passes: int) -> Callable[[], None
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def time_rows(shape: str, n_rounds: int) -> list[dict[str, Any]]:
     models = [make_model(*SHAPES[shape], seed) for seed in range(2)]
     # A refill takes half the buffer, 16,384 tokens: four forward passes. Rounds cover whole refills.
@@ -145,19 +137,6 @@ def time_rows(shape: str, n_rounds: int) -> list[dict[str, Any]]:
         ratio = median_ratio(times[name], times[floor])
         rows.append({"name": name, "shape": shape, "tokens_per_second": round(tokens_per_second), "over_floor": ratio})
     return rows
-
-
-def status_mb(field: str) -> float:
-    """A field of this process's status (Linux): "VmRSS" is the memory it has, "VmHWM" the most it had."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def peak_above(start_mb: float, run: Callable[[], None]) -> float:
-    """How far the memory of this process rises above `start_mb` while it runs."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    run()
-    return status_mb("VmHWM") - start_mb
 
 
 def measure_memory(name: str, shape: str) -> None:

@@ -6,14 +6,26 @@ from sae_lens_crosscoder.activations.scaler import SourceScaler
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
 from sae_lens_crosscoder.activations.store_config import StoreConfig, excluded_token_ids
+from sae_lens_crosscoder.activations.token_roles import (
+    RoledTokens,
+    TokenRole,
+    chat_token_roles,
+    pack_with_roles,
+    text_token_roles,
+)
 
 __all__ = [
     "DatasetConfig",
     "PairedActivationsStore",
+    "RoledTokens",
     "SequenceFormat",
     "ShuffleBuffer",
     "SourceScaler",
     "StoreConfig",
+    "TokenRole",
     "TrainingBatches",
+    "chat_token_roles",
     "excluded_token_ids",
+    "pack_with_roles",
+    "text_token_roles",
 ]

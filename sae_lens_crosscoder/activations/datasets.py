@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, interleave_datasets, load_dataset, load_from_disk
+from torch import Tensor
 
 from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
@@ -232,23 +233,40 @@ def mix(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int)
     return interleave_datasets(list(streams), probabilities=list(weights), seed=seed, stopping_strategy="all_exhausted")
 
 
-def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Iterator[list[int]]:
-    if not texts:
-        return
+def pack_token_ids(
+    rows: Iterable[Tensor], tokenizer: Any, form: SequenceFormat, coded: Callable[[int], int] = int
+) -> Iterator[list[int]]:
+    """Rows of token ids as sequences of `context_size`, packed by SAELens's `concat_and_batch_sequences`.
+
+    Args:
+        rows: The documents' token ids, or numbers made of them.
+        tokenizer: Names the special tokens that packing puts in.
+        form: How documents become sequences.
+        coded: The number of a token id, if the rows hold other numbers.
+
+    Raises:
+        DataError: BOS is wanted, and the tokenizer has none.
+    """
     if form.prepend_bos and tokenizer.bos_token_id is None:
         raise DataError("prepend_bos=True, but the tokenizer has no BOS token. Set prepend_bos=False.")
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     separator = get_special_token_from_cfg(form.sequence_separator_token, tokenizer)
     sequences = concat_and_batch_sequences(
-        tokens_iterator=(torch.tensor(row, dtype=torch.long) for row in ids),
+        tokens_iterator=iter(rows),
         context_size=form.context_size,
-        begin_batch_token_id=tokenizer.bos_token_id if form.prepend_bos else None,
+        begin_batch_token_id=coded(tokenizer.bos_token_id) if form.prepend_bos else None,
         begin_sequence_token_id=None,
-        sequence_separator_token_id=separator,
+        sequence_separator_token_id=None if separator is None else coded(separator),
         disable_concat_sequences=form.disable_concat_sequences,
     )
     for sequence in sequences:
         yield sequence.tolist()
+
+
+def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Iterator[list[int]]:
+    if not texts:
+        return
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    yield from pack_token_ids((torch.tensor(row, dtype=torch.long) for row in ids), tokenizer, form)
 
 
 def _kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, str]:

@@ -1,8 +1,9 @@
-"""Model diffing on tensors: what the decoder of a crosscoder says about its sources, for anyone's crosscoder.
+"""Model diffing on tensors: what a crosscoder's decoder and activations say about its sources, for anyone's crosscoder.
 
 Tensors in, tensors out: nothing here knows SAELens or a model library.
 """
 
+from sae_lens_crosscoder.diffing.active_latents import ActiveLatents
 from sae_lens_crosscoder.diffing.classes import ClassThresholds, class_counts, class_names, classify_latents
 from sae_lens_crosscoder.diffing.decoder_report import write_decoder_report
 from sae_lens_crosscoder.diffing.figures import decoder_figure
@@ -13,14 +14,35 @@ from sae_lens_crosscoder.diffing.geometry import (
     minder_delta,
     relative_decoder_norms,
 )
+from sae_lens_crosscoder.diffing.latent_scaling import LatentScaling, latent_scaling
+from sae_lens_crosscoder.diffing.latent_statistics import GroupStatistics, LatentStatistics, LatentStatisticsResult
+from sae_lens_crosscoder.diffing.linear_decoder import LinearDecoder, SparseAutoencoder
 from sae_lens_crosscoder.diffing.pair_geometry import PairGeometry
 from sae_lens_crosscoder.diffing.png import save_png
 from sae_lens_crosscoder.diffing.report import ReportTable, write_report_html
+from sae_lens_crosscoder.diffing.sae_pass import Accumulator, CodedBatch, TokenBatch, run_pass
+from sae_lens_crosscoder.diffing.scaling_result import LatentScalingResult, ScalingFlags, ScalingThresholds
+from sae_lens_crosscoder.diffing.top_contexts import ContextTable, TopContexts
 
 __all__ = [
+    "Accumulator",
+    "ActiveLatents",
     "ClassThresholds",
+    "CodedBatch",
+    "ContextTable",
+    "GroupStatistics",
+    "LatentScaling",
+    "LatentScalingResult",
+    "LatentStatistics",
+    "LatentStatisticsResult",
+    "LinearDecoder",
     "PairGeometry",
     "ReportTable",
+    "ScalingFlags",
+    "ScalingThresholds",
+    "SparseAutoencoder",
+    "TokenBatch",
+    "TopContexts",
     "class_counts",
     "class_names",
     "classify_latents",
@@ -28,8 +50,10 @@ __all__ = [
     "decoder_figure",
     "decoder_norm_shares",
     "decoder_norms",
+    "latent_scaling",
     "minder_delta",
     "relative_decoder_norms",
+    "run_pass",
     "save_png",
     "write_decoder_report",
     "write_report_html",

@@ -2,6 +2,7 @@
 
 from sae_lens_crosscoder.activations.batches import TrainingBatches
 from sae_lens_crosscoder.activations.datasets import DatasetConfig, SequenceFormat
+from sae_lens_crosscoder.activations.labelled_sequences import LabelledSequences
 from sae_lens_crosscoder.activations.scaler import SourceScaler
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
@@ -16,6 +17,7 @@ from sae_lens_crosscoder.activations.token_roles import (
 
 __all__ = [
     "DatasetConfig",
+    "LabelledSequences",
     "PairedActivationsStore",
     "RoledTokens",
     "SequenceFormat",

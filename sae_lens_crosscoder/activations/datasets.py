@@ -188,7 +188,7 @@ def packed_sequences(
     first = next(iter(documents), None)
     if first is None:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
-    kind, column = _kind_and_column(cast("dict[str, Any]", first), config)
+    kind, column = kind_and_column(cast("dict[str, Any]", first), config)
     columns = list(cast("dict[str, Any]", first))
     if kind == "tokens":
         if pack_texts is not None:
@@ -269,7 +269,12 @@ def _packed(texts: Sequence[str], tokenizer: Any, form: SequenceFormat) -> Itera
     yield from pack_token_ids((torch.tensor(row, dtype=torch.long) for row in ids), tokenizer, form)
 
 
-def _kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, str]:
+def kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, str]:
+    """What a data set holds ("text", "tokens" or "chat"), and in which column, from its first row.
+
+    Raises:
+        DataError: No column to read.
+    """
     wanted = list(_COLUMNS) if config.kind == "auto" else [config.kind]
     if config.chat_template is not None:
         wanted = ["chat"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from sae_lens_crosscoder.diffing.scaling_result import LatentScalingResult
 from sae_lens_crosscoder.errors import ConfigError, DataError, ShapeError
 from sae_lens_crosscoder.sources import Sources
 
+_SUMMED = ("n_active", "activation", "squared_activation", "products")
 _NUMBERS_AT_ONCE = 2**21
 """Numbers in float64 that one block of latents takes: 16 MB, however wide the sources are."""
 
@@ -143,6 +144,22 @@ class LatentScaling:
         ours.activation += theirs.activation
         ours.squared_activation += theirs.squared_activation
         ours.products += theirs.products
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums so far, for `load_state_dict` of another process; empty before the first batch."""
+        sums = self._sums
+        if sums is None:
+            return {}
+        return {"n_tokens": torch.tensor(sums.n_tokens), **{name: getattr(sums, name) for name in _SUMMED}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], decoder: LinearDecoder, sources: Sources) -> None:
+        """Go on from the sums of `state_dict`, which were made with this decoder and these sources."""
+        if not state:
+            self._sums = None
+            return
+        device = decoder.directions.device
+        summed = {name: state[name].to(device, copy=True) for name in _SUMMED}
+        self._sums = _Sums(decoder, sources, int(state["n_tokens"]), **summed)
 
     def compute(self) -> LatentScalingResult:
         """Beta and nu over all tokens that were added.

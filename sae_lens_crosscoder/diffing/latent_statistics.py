@@ -145,6 +145,16 @@ class _State:
             histogram=torch.zeros(d_sae, _N_BINS, dtype=torch.int32, device=device),
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a name of its own; they share memory with the state."""
+        counts = {"total": self.total, **{f"groups.{kind}": counts for kind, counts in self.by_kind.items()}}
+        by_name = {
+            f"{kind}.{name}": getattr(each, name)
+            for kind, each in counts.items()
+            for name in ("n_tokens", "n_active", "activation")
+        }
+        return {"max": self.max, "histogram": self.histogram, **by_name}
+
 
 class LatentStatistics:
     """Accumulator (`run_pass`) of frequency, maximum, quantiles and means, overall and by group of tokens.
@@ -203,6 +213,19 @@ class LatentStatistics:
             counts.merge(theirs.by_kind[kind])
         ours.max = torch.maximum(ours.max, theirs.max)
         ours.histogram += theirs.histogram
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was counted so far, for `load_state_dict` of another process; empty before the first batch."""
+        return {} if self._state is None else self._state.tensors()
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from the counts of `state_dict`, which were made with these groups."""
+        if not state:
+            self._state = None
+            return
+        self._state = _State.zeros(len(state["max"]), self.groups, device)
+        for name, tensor in self._state.tensors().items():
+            tensor.copy_(state[name])
 
     def compute(self) -> LatentStatisticsResult:
         """The statistics over all tokens that were added.

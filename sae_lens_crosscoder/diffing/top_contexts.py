@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +122,15 @@ class TopContexts:
                 "stream."
             )
         self._insert(_kept_places(theirs, torch.arange(len(theirs.values), device=theirs.values.device)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The places so far, for `load_state_dict` of another process; empty before the first batch."""
+        return {} if self._table is None else dict(vars(self._table))
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from the places of `state_dict`, which kept as many."""
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in state.items()}
+        self._table = ContextTable(**tensors) if tensors else None
 
     def compute(self) -> ContextTable:
         """The places over all tokens that were added.

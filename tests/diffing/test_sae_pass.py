@@ -11,7 +11,16 @@ from dictionaries import StandInSAE, make_sources, random_activations, random_sa
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 from torch import Tensor
 
-from sae_lens_crosscoder.diffing import ActiveLatents, CodedBatch, LinearDecoder, TokenBatch, run_pass
+from sae_lens_crosscoder.diffing import (
+    ActiveLatents,
+    CodedBatch,
+    LatentScaling,
+    LatentStatistics,
+    LinearDecoder,
+    TokenBatch,
+    TopContexts,
+    run_pass,
+)
 from sae_lens_crosscoder.errors import ConfigError, DataError, ShapeError, SourceError
 
 
@@ -173,3 +182,44 @@ def test_an_sae_that_reshapes_its_output_into_heads_is_refused():
     sae = random_sae()
     heads = Heads(**{f.name: getattr(sae, f.name) for f in dataclasses.fields(sae)})
     refuse(heads, random_activations(5), "reshaping of heads", ShapeError)
+
+
+def test_accumulators_go_on_in_another_process_from_their_state() -> None:
+    sae, sources, x = random_sae(), make_sources(), random_activations()
+    groups = torch.arange(200) % 3
+    batches = [
+        TokenBatch(x[i : i + 50], torch.arange(i, i + 50) // 10, torch.arange(50), {"dataset": groups[i : i + 50]})
+        for i in range(0, 200, 50)
+    ]
+
+    def make() -> tuple[LatentScaling, LatentStatistics, TopContexts]:
+        return LatentScaling("chat"), LatentStatistics({"dataset": ["a", "b", "c"]}), TopContexts(4)
+
+    whole, first, second = make(), make(), make()
+    run_pass(sae, batches, whole, sources)
+    run_pass(sae, batches[:2], first, sources)
+    decoder, cpu = LinearDecoder.of(sae), torch.device("cpu")
+    second[0].load_state_dict(first[0].state_dict(), decoder, sources)
+    second[1].load_state_dict(first[1].state_dict(), cpu)
+    second[2].load_state_dict(first[2].state_dict(), cpu)
+    run_pass(sae, batches[2:], second, sources)
+    one, other = whole[0].compute(), second[0].compute()
+    assert one.n_tokens == other.n_tokens == 200
+    for label, targets in one.beta.items():
+        for target, beta in targets.items():
+            assert torch.equal(beta, other.beta[label][target])
+    for name, tensor in whole[1].state_dict().items():
+        assert torch.equal(tensor, second[1].state_dict()[name]), name
+    for name, tensor in whole[2].state_dict().items():
+        torch.testing.assert_close(tensor, second[2].state_dict()[name], equal_nan=True, rtol=0, atol=0)
+
+
+def test_an_accumulator_without_batches_has_an_empty_state() -> None:
+    decoder, cpu = LinearDecoder.of(random_sae()), torch.device("cpu")
+    scaling, statistics, contexts = LatentScaling("chat"), LatentStatistics(), TopContexts()
+    assert scaling.state_dict() == statistics.state_dict() == contexts.state_dict() == {}
+    scaling.load_state_dict({}, decoder, make_sources())
+    statistics.load_state_dict({}, cpu)
+    contexts.load_state_dict({}, cpu)
+    with pytest.raises(DataError, match="No tokens were added"):
+        scaling.compute()

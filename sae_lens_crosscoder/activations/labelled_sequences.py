@@ -1,0 +1,120 @@
+"""Token sequences of a mixture that know what they are: from which data set, and which role every token has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from datasets import Dataset, IterableDataset
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_lens_crosscoder.activations.datasets import (
+    DatasetConfig,
+    SequenceFormat,
+    kind_and_column,
+    mixture_weights,
+)
+from sae_lens_crosscoder.activations.token_roles import (
+    RoledTokens,
+    TokenRole,
+    chat_token_roles,
+    pack_with_roles,
+    text_token_roles,
+)
+from sae_lens_crosscoder.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelledSequences:
+    """Sequences of equal length with the data set of each and the role of every token.
+
+    Raises:
+        DataError: There are none.
+    """
+
+    tokens: Int[Tensor, "n_sequences context"]
+    """Token ids."""
+
+    roles: Int[Tensor, "n_sequences context"]
+    """Number of the `TokenRole` of every token."""
+
+    datasets: Int[Tensor, " n_sequences"]
+    """Which of `dataset_names` each sequence is from."""
+
+    dataset_names: Sequence[str]
+    """The data sets of the mixture."""
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) == 0:
+            raise DataError("There are no sequences to look at: the data sets are shorter than one sequence.")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def collect(
+        cls,
+        documents: Mapping[str, Dataset | IterableDataset],
+        configs: Sequence[DatasetConfig],
+        tokenizer: Any,
+        form: SequenceFormat,
+        budget_tokens: int,
+    ) -> LabelledSequences:
+        """The first sequences of every data set, as many of each as its weight says.
+
+        Data sets that end early give what they have.
+
+        Args:
+            documents: The data sets, opened, by title.
+            configs: What each data set is and its share.
+            tokenizer: The models' tokenizer.
+            form: How documents become sequences.
+            budget_tokens: Tokens of all sequences together.
+        """
+        rows: list[RoledTokens] = []
+        datasets: list[int] = []
+        for i, (config, weight) in enumerate(zip(configs, mixture_weights(configs), strict=True)):
+            wanted = max(1, round(weight * budget_tokens / form.context_size))
+            taken = list(islice(labelled_rows(documents[config.title], config, tokenizer, form), wanted))
+            rows += taken
+            datasets += [i] * len(taken)
+        shape = (len(rows), form.context_size)
+        return cls(
+            tokens=torch.tensor([row.token_ids for row in rows], dtype=torch.long).reshape(shape),
+            roles=torch.tensor([row.roles for row in rows], dtype=torch.long).reshape(shape),
+            datasets=torch.tensor(datasets, dtype=torch.long),
+            dataset_names=[config.title for config in configs],
+        )
+
+
+def labelled_rows(
+    documents: Dataset | IterableDataset, config: DatasetConfig, tokenizer: Any, form: SequenceFormat
+) -> Iterator[RoledTokens]:
+    """The data set as sequences of `context_size` tokens with their roles; tokenized rows have no template.
+
+    Raises:
+        DataError: No column to read, or text without a tokenizer.
+    """
+    plain = documents.with_format(None)
+    first = next(iter(plain), None)
+    if first is None:
+        raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
+    kind, column = kind_and_column(cast("dict[str, Any]", first), config)
+    values = (cast("dict[str, Any]", row)[column] for row in plain)
+    if kind == "tokens":
+        for ids in values:
+            if len(ids) >= form.context_size:
+                cut = [int(i) for i in ids[: form.context_size]]
+                yield RoledTokens(cut, [int(TokenRole.TEXT)] * len(cut))
+        return
+    if tokenizer is None:
+        raise DataError(f"Data set {config.title!r} holds {kind}, but the models have no tokenizer.")
+    if kind == "chat":
+        labelled = (chat_token_roles(chat, tokenizer, config.chat_template) for chat in values)
+    else:
+        labelled = (text_token_roles(text, tokenizer) for text in values)
+    yield from pack_with_roles(labelled, tokenizer, form)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Where both TransformerLens 2 and 3 have it without a deprecation warning.
@@ -110,3 +111,13 @@ def _not_loaded(source: Source, error: Exception) -> NotFoundError:
         f"The model {source.model_name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "
         f"{first_line(error)}"
     )
+
+
+def unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"] | None:
+    """The matrix that takes the residual stream to logits; None for a model that does not say."""
+    weights = getattr(model, "W_U", None)
+    if isinstance(weights, Tensor):
+        return weights.detach()
+    inner = getattr(model, "model", None)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    return None if head is None else head.weight.detach().T

@@ -64,9 +64,10 @@ class LabelledSequences:
         form: SequenceFormat,
         budget_tokens: int,
     ) -> LabelledSequences:
-        """The first sequences of every data set, as many of each as its weight says.
+        """The first sequences of every data set, as many of each as its weight says, in even alternation.
 
-        Data sets that end early give what they have.
+        So the first sequences of the result hold the data sets in the same shares. Data sets that end early give what
+        they have.
 
         Args:
             documents: The data sets, opened, by title.
@@ -75,18 +76,17 @@ class LabelledSequences:
             form: How documents become sequences.
             budget_tokens: Tokens of all sequences together.
         """
-        rows: list[RoledTokens] = []
-        datasets: list[int] = []
+        found: list[tuple[float, int, RoledTokens]] = []
         for i, (config, weight) in enumerate(zip(configs, mixture_weights(configs), strict=True)):
             wanted = max(1, round(weight * budget_tokens / form.context_size))
             taken = list(islice(labelled_rows(documents[config.title], config, tokenizer, form), wanted))
-            rows += taken
-            datasets += [i] * len(taken)
-        shape = (len(rows), form.context_size)
+            found += [((k + 0.5) / len(taken), i, row) for k, row in enumerate(taken)]
+        found.sort(key=lambda entry: entry[:2])
+        shape = (len(found), form.context_size)
         return cls(
-            tokens=torch.tensor([row.token_ids for row in rows], dtype=torch.long).reshape(shape),
-            roles=torch.tensor([row.roles for row in rows], dtype=torch.long).reshape(shape),
-            datasets=torch.tensor(datasets, dtype=torch.long),
+            tokens=torch.tensor([row.token_ids for _, _, row in found], dtype=torch.long).reshape(shape),
+            roles=torch.tensor([row.roles for _, _, row in found], dtype=torch.long).reshape(shape),
+            datasets=torch.tensor([i for _, i, _ in found], dtype=torch.long),
             dataset_names=[config.title for config in configs],
         )
 

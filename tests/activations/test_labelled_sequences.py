@@ -19,7 +19,8 @@ def test_sequences_are_those_of_training_with_data_set_and_roles_of_every_token(
     data = {"web": text_dataset(), "chats": Dataset.from_dict({"messages": [CHAT] * 50})}
     configs = [DatasetConfig(label="web", weight=0.75), DatasetConfig(label="chats", weight=0.25)]
     labelled = LabelledSequences.collect(data, configs, tokenizer, FORM, budget_tokens=CONTEXT * 20)
-    assert labelled.datasets.tolist() == [0] * 15 + [1] * 5
+    assert labelled.datasets.bincount().tolist() == [15, 5]
+    assert labelled.datasets[:8].bincount().tolist() == [6, 2]
     for i, config in enumerate(configs):
         rows = labelled.tokens[labelled.datasets == i]
         trained = packed_sequences(data[config.title], config, tokenizer, FORM).take(len(rows))

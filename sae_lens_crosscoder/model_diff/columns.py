@@ -1,0 +1,135 @@
+"""The table of a model diff: what was found, as one described column a quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sae_lens_crosscoder.activations import TokenRole
+from sae_lens_crosscoder.diffing import LatentStatisticsResult, PairGeometry, ScalingFlags, decoder_norms
+from sae_lens_crosscoder.diffing.diff_report import Column
+from sae_lens_crosscoder.model_diff.experiments import Experiments
+from sae_lens_crosscoder.model_diff.kl import Divergence
+from sae_lens_crosscoder.model_diff.reading import Readings
+from sae_lens_crosscoder.model_diff.setup import DiffSubject
+
+DECODER, SCALING, ACTIVITY, DATA, ROLES, CAUSAL = (
+    "Decoder",
+    "Latent scaling",
+    "Activity",
+    "By data set",
+    "By token role",
+    "Causal",
+)
+"""Headings under which columns stand."""
+
+
+def decoder_columns(subject: DiffSubject, geometry: PairGeometry) -> Iterator[Column]:
+    """Class, relative norm, cosine and per-source norms."""
+    first, second = geometry.labels
+    yield Column("class", geometry.classes, "class", geometry.thresholds.describe(), DECODER)
+    meaning = f"Share of {second} in the summed decoder norm: 0 is only in {first}, 1 only in {second}."
+    yield Column("relative_norm", geometry.relative_norms, "relative norm", meaning, DECODER)
+    if geometry.cosines is not None:
+        meaning = "Cosine of the two models' decoder rows: 1 is the same direction."
+        yield Column("cosine", geometry.cosines, "cosine", meaning, DECODER)
+    sources = subject.joint.sources
+    norms = decoder_norms(subject.sae.W_dec, sources.widths, sources.activation_scales)
+    for label, column in zip(sources.labels, norms.T, strict=True):
+        meaning = f"Decoder norm in {label}, in units of its mean activation norm."
+        yield Column(f"norm_{label}", column, f"norm, {label}", meaning, DECODER, shown=False)
+
+
+def scaling_columns(readings: Readings, base: str, flags: ScalingFlags | None) -> Iterator[Column]:
+    """The ratios nu, and what they say of latents that norms call exclusive."""
+    scaling = readings.scaling
+    if scaling is None:
+        return
+    what = {
+        "error": f"How much of the latent {base}'s error holds, over the same of {scaling.probe}: 0 none, 1 as much.",
+        "reconstruction": f"How much of the latent other latents write into {base}, over {scaling.probe}: 0 none.",
+        "activation": f"How much of the latent {base}'s activation holds, over {scaling.probe}.",
+    }
+    for target, meaning in what.items():
+        if target in scaling.beta[base]:
+            nu = scaling.nu(target, base)
+            yield Column(f"nu_{target}", nu, f"ν {target}", meaning, SCALING, shown=target != "activation")
+    if flags is not None:
+        meaning = f"What latent scaling says of a latent that is {scaling.probe}-only by norm."
+        yield Column("scaling_flag", _flag_names(flags), "artefact?", meaning, SCALING)
+        ranks = scaling.rank_sum(source=base)
+        meaning = "Rank by ν error plus rank by ν reconstruction: lowest is the most exclusive."
+        yield Column("rank_sum", ranks, "rank sum", meaning, SCALING, shown=False)
+
+
+def _flag_names(flags: ScalingFlags) -> list[str]:
+    names: list[str] = []
+    for shrunk, decoupled, confirmed, unreliable in zip(
+        flags.complete_shrinkage.tolist(),
+        flags.latent_decoupling.tolist(),
+        flags.confirmed.tolist(),
+        flags.unreliable.tolist(),
+        strict=True,
+    ):
+        artefacts = [name for name, is_so in (("shrinkage", shrunk), ("decoupling", decoupled)) if is_so]
+        names.append("confirmed" if confirmed else "unreliable" if unreliable else " and ".join(artefacts))
+    return names
+
+
+def activity_columns(statistics: LatentStatisticsResult) -> Iterator[Column]:
+    """How often and how strongly latents fire, overall, by data set and by token role."""
+    yield Column(
+        "frequency",
+        statistics.frequency,
+        "frequency",
+        "Share of tokens on which the latent fires.",
+        ACTIVITY,
+        "percent",
+        "log",
+    )
+    yield Column("max", statistics.max, "largest", "Largest activation.", ACTIVITY)
+    meaning = "Mean activation over the tokens on which it fires."
+    yield Column("mean_active", statistics.mean_active, "mean", meaning, ACTIVITY, shown=False)
+    for q in (0.5, 0.9, 0.99):
+        meaning = f"Activation that a share of {q} of its activations does not exceed (within 2.2 %)."
+        yield Column(f"q{round(100 * q)}", statistics.quantile(q), f"{q:.0%} quantile", meaning, ACTIVITY, shown=False)
+    datasets = statistics.groups["dataset"]
+    if len(datasets.names) > 1:
+        for i, name in enumerate(datasets.names):
+            meaning = f"Mean activation over all tokens of {name}, zeros included."
+            yield Column(f"mean_{_file_name(name)}", datasets.mean[:, i], f"mean on {name}", meaning, DATA, shown=False)
+    roles = statistics.groups["role"]
+    present = [i for i, n in enumerate(roles.n_tokens.tolist()) if n > 0]
+    if {TokenRole.ASSISTANT_START, TokenRole.USER, TokenRole.ASSISTANT} & set(present):
+        for i in present:
+            name = roles.names[i].replace("_", " ")
+            meaning = f"Share of the latent's summed activation that falls on {name} tokens."
+            shown = i == TokenRole.TEMPLATE
+            title = f"on {name}"
+            yield Column(f"share_{roles.names[i]}", roles.mass_share[:, i], title, meaning, ROLES, "percent", shown=shown)
+
+
+def causal_columns(divergence: Divergence, experiments: Experiments) -> Iterator[Column]:
+    """KL attribution, exact where it was measured, and ablation equivalence where it was."""
+    meaning = (
+        "First-order KL attribution: mean over tokens of activation times <difference of decoder rows, gradient of "
+        "KL(finetuned || base)>, the gradient averaged along the path between the models' activations; in nats."
+    )
+    yield Column("kl_attribution", divergence.attribution, "KL attribution", meaning, CAUSAL)
+    d_sae = len(divergence.attribution)
+    exact = _scattered(d_sae, experiments.attribution.latents, experiments.attribution.exact)
+    meaning = "Mean fall of KL(finetuned || base) when the latent's contribution is removed and the model rerun."
+    yield Column("kl_attribution_exact", exact, "exact", meaning, CAUSAL, shown=False)
+    if experiments.equivalence.isfinite().any():
+        meaning = "Correlation over texts of what removing the latent does to either model: 1 is the same use."
+        yield Column("ablation_equivalence", experiments.equivalence, "equivalence", meaning, CAUSAL, shown=False)
+
+
+def _scattered(d_sae: int, latents: Tensor, values: Tensor) -> Tensor:
+    return torch.full((d_sae,), torch.nan, dtype=torch.float64).scatter(0, latents, values)
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in name)

@@ -1,0 +1,77 @@
+"""What a model diff found, in words and key figures."""
+
+from __future__ import annotations
+
+from sae_lens_crosscoder.causal import ModelComparison
+from sae_lens_crosscoder.causal.patching import EVERYTHING, RECONSTRUCTION, PatchEffect
+from sae_lens_crosscoder.diffing import PairGeometry, ScalingFlags
+from sae_lens_crosscoder.diffing.diff_report import KeyFigure, Overview
+from sae_lens_crosscoder.model_diff.experiments import Experiments
+from sae_lens_crosscoder.model_diff.kl import Divergence
+from sae_lens_crosscoder.model_diff.reading import Readings
+
+
+def overview(
+    comparison: ModelComparison,
+    geometry: PairGeometry | None,
+    readings: Readings,
+    flags: ScalingFlags | None,
+    divergence: Divergence,
+    experiments: Experiments,
+) -> Overview:
+    """The first page: how far the models are apart, which latents carry it, and whether exclusive ones are real."""
+    base, finetuned = comparison.base, comparison.finetuned
+    statistics = readings.statistics
+    n_latents, n_silent = len(statistics.n_active), int((statistics.n_active == 0).sum())
+    paragraphs = [
+        f"The predictions of {finetuned} differ from those of {base} by {divergence.kl['all']:.4f} nats a token "
+        f"(KL({finetuned} || {base}), mean over {divergence.n_tokens:,} tokens). "
+        + "; ".join(f"{name}: {kl:.4f}" for name, kl in divergence.kl.items() if name != "all"),
+        f"Of {n_latents:,} latents {n_silent:,} did not fire on the {statistics.n_tokens:,} tokens read.",
+        _patches(base, finetuned, experiments),
+    ]
+    if flags is not None:
+        counts = flags.counts
+        n_exclusive = sum(name == f"{finetuned}-only" for name in geometry.classes) if geometry else 0
+        paragraphs.append(
+            f"Decoder norms call {n_exclusive:,} latents {finetuned}-only. Latent scaling confirms "
+            f"{counts['confirmed']:,} of them; {counts['complete_shrinkage']:,} are also in {base}'s error (complete "
+            f"shrinkage), {counts['latent_decoupling']:,} are written into {base} by other latents (latent decoupling), "
+            f"{counts['unreliable']:,} cannot be told."
+        )
+    exact = experiments.attribution
+    if len(exact.latents) >= 3:
+        paragraphs.append(
+            f"Of the {len(exact.latents)} latents that carry most of the KL to first order, exact removal gives the same "
+            f"order with rank correlation {exact.rank_correlation:.2f}."
+        )
+    figures = [
+        KeyFigure("KL per token", f"{divergence.kl['all']:.4f}", f"nats, KL({finetuned} || {base})"),
+        *(
+            KeyFigure(f"KL gap closed by {name}", f"{effects['all'].gap_closed:.1%}", f"put into {base}'s run")
+            for name, effects in experiments.forward.items()
+            if name in (RECONSTRUCTION, "first 10 by KL attribution") and "all" in effects
+        ),
+    ]
+    scatter = None
+    if readings.scaling is not None and "error" in readings.scaling.beta[base]:
+        scatter = ("nu_error", "nu_reconstruction")
+    histograms = ["frequency", "kl_attribution"]
+    if geometry is not None:
+        histograms = ["relative_norm", *(["cosine"] if geometry.cosines is not None else []), *histograms]
+    return Overview(paragraphs, figures, histograms, scatter)
+
+
+def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
+    def closed(effects: dict[str, PatchEffect]) -> str:
+        return f"{effects['all'].gap_closed:.0%}"
+
+    parts = [
+        f"{name} {closed(effects)} (taken out of {finetuned} again: {closed(experiments.reverse[name])})"
+        for name, effects in experiments.forward.items()
+        if name in (RECONSTRUCTION, *experiments.sets) and "all" in effects
+    ]
+    return (
+        f"Put into {base}'s run, which {finetuned} then continues, these close of the KL gap (the {EVERYTHING} closes "
+        f"100 %): {'; '.join(parts)}."
+    )

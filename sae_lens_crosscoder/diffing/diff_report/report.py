@@ -1,0 +1,116 @@
+"""`DiffReport`: the findings of a diffing run, and the files they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lens_crosscoder.diffing.diff_report.evidence import Evidence
+from sae_lens_crosscoder.diffing.diff_report.latent_table import LatentTable
+from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.files import written_aside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number that the first page shows large."""
+
+    title: str
+    value: str | int | float
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the first page says and draws."""
+
+    paragraphs: Sequence[str] = ()
+    """The findings in words."""
+
+    key_figures: Sequence[KeyFigure] = ()
+    """The findings in numbers; how many latents each class has is counted by the page itself."""
+
+    histograms: Sequence[str] = ()
+    """Names of the numeric columns whose histograms are drawn first; the reader can choose others."""
+
+    scatter: tuple[str, str] | None = None
+    """Names of the numeric columns on the x and y axis of the scatter that is drawn first."""
+
+
+@dataclass(frozen=True, eq=False)
+class DiffReport:
+    """What a diffing run found: one row a latent, with the texts and figures that explain it.
+
+    Raises:
+        ConfigError: A figure of a column that is missing or holds text; a logit lens of a source that has no label.
+        ShapeError: Contexts, lenses or documents of latents that the table does not have, or documents with next
+            tokens of another number of sources.
+    """
+
+    table: LatentTable
+    overview: Overview = field(default_factory=Overview)
+    evidence: Evidence = field(default_factory=Evidence)
+    title: str = ""
+    """Heading of the page; by default the labels."""
+
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])
+    """What was compared and how (models, layer, data, seed), shown on the first page."""
+
+    def __post_init__(self) -> None:
+        for name in [*self.overview.histograms, *(self.overview.scatter or ())]:
+            if self.table.column(name).is_text:
+                raise ConfigError(f"The column {name!r} holds text, which has no axis: draw a numeric one.")
+        labels = list(self.table.labels)
+        if unknown := [label for label in self.evidence.logit_lens if label not in labels]:
+            raise ConfigError(f"There are logit lenses of {unknown}, and the sources are {labels}.")
+        latents = self.evidence.latents
+        if latents and not 0 <= latents[0] <= latents[-1] < self.table.d_sae:
+            raise ShapeError(
+                f"Contexts, lenses and documents name latents from {latents[0]} to {latents[-1]}, and the table has "
+                f"{self.table.d_sae}: they belong to another crosscoder."
+            )
+        if any(len(document.top_ids) != len(labels) for document in self.evidence.kl_documents):
+            raise ShapeError(f"Every KL document needs next tokens of all {len(labels)} sources, in their order.")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a data frame (see `LatentTable.to_pandas`)."""
+        return self.table.to_pandas()
+
+    def to_html(self) -> str:
+        """The page: one HTML document that holds all data, loads nothing, and opens without a network.
+
+        The table is in the page in single precision. Strings of any kind (labels, tokens) reach the page as data and
+        are shown as text, control characters and marks that turn the reading direction spelt out.
+        """
+        from sae_lens_crosscoder.diffing.diff_report.page_files import assemble
+        from sae_lens_crosscoder.diffing.diff_report.payload import payload
+
+        manifest, blocks = payload(self)
+        return assemble(manifest["title"], manifest, blocks)
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write `report.html`, `latents.parquet` and `latents.csv`; return their paths by name.
+
+        Either all three are replaced or none. `LatentTable.load` reads the parquet file back.
+
+        Args:
+            folder: Where the files go; made if needed. Other files in it stay.
+
+        Raises:
+            SaveError: A file cannot be written; what was there before is untouched.
+        """
+        from sae_lens_crosscoder.diffing.diff_report.table_files import CSV, PARQUET, to_csv, to_parquet
+
+        names = {"report": PAGE, "table": PARQUET, "csv": CSV}
+        contents = {PAGE: self.to_html().encode(), PARQUET: to_parquet(self.table), CSV: to_csv(self.table)}
+        with written_aside(folder) as aside:
+            for name, content in contents.items():
+                (aside / name).write_bytes(content)
+        return {key: Path(folder) / name for key, name in names.items()}

@@ -118,6 +118,6 @@ def unembedding(model: HookedModel) -> Float[Tensor, "d_model d_vocab"] | None:
     weights = getattr(model, "W_U", None)
     if isinstance(weights, Tensor):
         return weights.detach()
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     return None if head is None else head.weight.detach().T

@@ -45,7 +45,7 @@ class LabelledSequences:
     datasets: Int[Tensor, " n_sequences"]
     """Which of `dataset_names` each sequence is from."""
 
-    dataset_names: Sequence[str]
+    dataset_names: list[str]
     """The data sets of the mixture."""
 
     def __post_init__(self) -> None:

@@ -108,7 +108,9 @@ def activity_columns(statistics: LatentStatisticsResult) -> Iterator[Column]:
             meaning = f"Share of the latent's summed activation that falls on {name} tokens."
             shown = i == TokenRole.TEMPLATE
             title = f"on {name}"
-            yield Column(f"share_{roles.names[i]}", roles.mass_share[:, i], title, meaning, ROLES, "percent", shown=shown)
+            yield Column(
+                f"share_{roles.names[i]}", roles.mass_share[:, i], title, meaning, ROLES, "percent", shown=shown
+            )
 
 
 def causal_columns(divergence: Divergence, experiments: Experiments) -> Iterator[Column]:

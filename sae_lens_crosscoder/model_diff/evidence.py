@@ -34,14 +34,19 @@ def evidence(
     lenses = {label: lens for label in labels if (lens := logit_lens(comparison, label, latents)) is not None}
     documents = [_document(subject, sequence, labels) for sequence in divergence.sequences]
     ids = [*(c.token_ids for c in [contexts] if c is not None), *(d.token_ids for d in documents)]
-    ids += [d.top_ids for d in documents] + [part for lens in lenses.values() for part in (lens.top_ids, lens.bottom_ids)]
+    ids += [d.top_ids for d in documents] + [
+        part for lens in lenses.values() for part in (lens.top_ids, lens.bottom_ids)
+    ]
     tokens = token_strings(subject.joint.tokenizer, {i for part in ids for i in part.unique().tolist()} - {_PADDING})
     return Evidence(tokens, contexts, lenses, documents)
 
 
 @torch.no_grad()
 def top_contexts(subject: DiffSubject, latents: Sequence[int], table: ContextTable) -> Contexts | None:
-    """The strongest places of the latents with the tokens around them; None if none of them fired."""
+    """The strongest places of the latents with the tokens around them; None if none of them fired.
+
+    Tokens that are not counted have activation 0.
+    """
     chosen = torch.tensor(list(latents))
     ids, positions = table.sequence_ids[chosen].cpu(), table.positions[chosen].cpu()
     which, rank = (ids >= 0).nonzero(as_tuple=True)
@@ -59,7 +64,8 @@ def top_contexts(subject: DiffSubject, latents: Sequence[int], table: ContextTab
         joined = subject.joint(subject.sequences.tokens[one : one + 1]).to(subject.sae.device)
         codes = subject.sae.encode(joined)[0].float().cpu()
         activations[here] = codes[window[here], latent[here][:, None]]
-    names = [subject.sequences.dataset_names[i] for i in subject.sequences.datasets[sequence].tolist()]
+        activations[here] *= subject.counted(slice(one, one + 1))[0][window[here]]
+    names: list[str] = [subject.sequences.dataset_names[i] for i in subject.sequences.datasets[sequence].tolist()]
     return Contexts(latent, token_ids, activations * inside, names)
 
 

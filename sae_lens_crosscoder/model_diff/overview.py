@@ -36,14 +36,14 @@ def overview(
         paragraphs.append(
             f"Decoder norms call {n_exclusive:,} latents {finetuned}-only. Latent scaling confirms "
             f"{counts['confirmed']:,} of them; {counts['complete_shrinkage']:,} are also in {base}'s error (complete "
-            f"shrinkage), {counts['latent_decoupling']:,} are written into {base} by other latents (latent decoupling), "
-            f"{counts['unreliable']:,} cannot be told."
+            f"shrinkage), {counts['latent_decoupling']:,} are written into {base} by other latents (latent "
+            f"decoupling), {counts['unreliable']:,} cannot be told."
         )
     exact = experiments.attribution
     if len(exact.latents) >= 3:
         paragraphs.append(
-            f"Of the {len(exact.latents)} latents that carry most of the KL to first order, exact removal gives the same "
-            f"order with rank correlation {exact.rank_correlation:.2f}."
+            f"Of the {len(exact.latents)} latents that carry most of the KL to first order, exact removal gives the "
+            f"same order with rank correlation {exact.rank_correlation:.2f}."
         )
     figures = [
         KeyFigure("KL per token", f"{divergence.kl['all']:.4f}", f"nats, KL({finetuned} || {base})"),

@@ -1,0 +1,135 @@
+"""A model diff from start to end on two tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from helpers import CONTEXT, text_dataset, tiny_pair, tiny_tokenizer
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from sae_lens_crosscoder.activations import DatasetConfig, LabelledSequences, SequenceFormat
+from sae_lens_crosscoder.diffing.diff_report import LatentTable
+from sae_lens_crosscoder.model_diff import DiffConfig, DiffSubject, diff_models
+
+SMALL = DiffConfig(
+    budget_tokens=CONTEXT * 40,
+    kl_budget_tokens=CONTEXT * 12,
+    causal_budget_tokens=CONTEXT * 10,
+    n_sequences_at_once=4,
+    n_contexts=3,
+    n_kl_documents=4,
+    n_exact=4,
+    n_equivalence=3,
+)
+
+
+def subject(combine: str = "concat") -> DiffSubject:
+    tokenizer = tiny_tokenizer()
+    joint = tiny_pair(torch.float32, tokenizer, combine=combine)
+    d_in = joint.sources.d_in
+    sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=48, apply_b_dec_to_input=False))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        sae.W_enc.normal_(generator=generator)
+        sae.W_dec.normal_(std=0.1, generator=generator)
+        sae.b_enc.fill_(-1.0)
+        sae.W_dec[:4, : d_in // 2] = 0  # only in the second model
+        sae.b_enc[7] = -1e6  # never fires
+    for name, value in joint.sources.to_metadata().items():
+        sae.cfg.metadata[name] = value
+    data = {"web": text_dataset(), "more": Dataset.from_dict({"text": ["the fox </script> reads"] * 200})}
+    configs = [DatasetConfig(label="web", weight=0.75), DatasetConfig(label="more", weight=0.25)]
+    form = SequenceFormat(CONTEXT)
+    sequences = LabelledSequences.collect(data, configs, tokenizer, form, SMALL.budget_tokens)
+    return DiffSubject(joint, sae, sequences, excluded_tokens=(0,))
+
+
+@pytest.mark.parametrize("combine", ["concat", "difference"])
+def test_a_diff_writes_one_row_a_latent_and_one_page(combine: str, tmp_path: Path) -> None:
+    found = diff_models(subject(combine), tmp_path, SMALL)
+    table = LatentTable.load(tmp_path)
+    assert table.d_sae == 48
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latents.csv", "latents.parquet", "report.html"]
+    frequency = table.column("frequency").values
+    assert isinstance(frequency, torch.Tensor)
+    assert frequency[7] == 0
+    if combine == "concat":
+        assert found.geometry is not None
+        assert list(table.column("class").values[:4]) == ["chat-only"] * 4
+        assert "all 4 chat-only" in found.experiments.sets
+    page = (tmp_path / "report.html").read_text()
+    assert "https://" not in page.replace("https://www.w3.org", "")
+
+
+def test_the_pass_counts_every_token_but_the_first_and_the_excluded(tmp_path: Path) -> None:
+    pair = subject()
+    found = diff_models(pair, tmp_path, SMALL)
+    counted = (pair.sequences.tokens != 0).sum() - (pair.sequences.tokens[:, 0] != 0).sum()
+    assert found.readings.statistics.n_tokens == counted
+    joined = pair.joint(pair.sequences.tokens)
+    codes = pair.sae.encode(joined)
+    codes = codes[:, 1:][pair.sequences.tokens[:, 1:] != 0]
+    torch.testing.assert_close(found.readings.statistics.frequency, (codes > 0).double().mean(dim=0))
+    torch.testing.assert_close(found.readings.statistics.max.float(), codes.amax(dim=0))
+
+
+def test_contexts_hold_the_tokens_and_activations_around_the_strongest_places(tmp_path: Path) -> None:
+    pair = subject()
+    found = diff_models(pair, tmp_path, SMALL)
+    contexts = found.report.evidence.contexts
+    assert contexts is not None
+    codes = pair.sae.encode(pair.joint(pair.sequences.tokens))
+    codes[pair.sequences.tokens == 0] = 0
+    codes[:, 0] = 0
+    for latent in contexts.latents.unique().tolist():
+        strongest = contexts.activations[contexts.latents == latent].amax(dim=1)
+        expected = codes[..., latent].amax(dim=1).sort(descending=True).values[: len(strongest)]
+        torch.testing.assert_close(strongest, expected, msg=str(latent))
+    assert 7 not in contexts.latents
+
+
+def test_a_diff_that_was_stopped_goes_on_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = diff_models(subject(), tmp_path / "whole", SMALL)
+    from sae_lens_crosscoder.model_diff import reading
+
+    calls: list[int] = []
+    batches = reading.token_batches
+
+    def stopping(*arguments: Any) -> Any:
+        calls.append(arguments[1])
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return batches(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "token_batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            diff_models(subject(), tmp_path / "stopped", SMALL)
+    assert calls[0] == 0
+    first = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "token_batches", lambda *a: (calls.append(a[1]), batches(*a))[1])
+        again = diff_models(subject(), tmp_path / "stopped", SMALL)
+    assert calls[first] == calls[first - 1]  # the part that was stopped
+    assert calls[first] > 0
+    for name in whole.report.table.names:
+        one, other = whole.report.table.column(name).values, again.report.table.column(name).values
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-9, atol=1e-12, msg=name)
+        else:
+            assert one == other
+    assert not list((tmp_path / "stopped").glob(".diff-*"))
+
+
+def test_another_text_or_effort_does_not_take_up_the_work_of_this_one() -> None:
+    pair = subject()
+    fingerprint = pair.fingerprint(SMALL)
+    assert subject().fingerprint(SMALL) == fingerprint
+    assert pair.fingerprint(DiffConfig()) != fingerprint
+    with torch.no_grad():
+        pair.sae.W_dec[3, 3] += 1e-3
+    assert pair.fingerprint(SMALL) != fingerprint

@@ -16,6 +16,7 @@ from sae_lens_crosscoder import __version__
 from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, TrainingInterrupted
 
 if TYPE_CHECKING:
+    from sae_lens_crosscoder.diffing import ClassThresholds, PairGeometry
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
 EXIT_BAD_INPUT = 2
@@ -23,7 +24,25 @@ EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
 EXIT_STOPPED = 130  # as a shell says of a program that was interrupted: nothing was saved
 
 # Commands to which every field of the configuration is a flag, and the flags that are not such fields.
-_OWN_FLAGS = {"train": ("-h", "--help", "--source", "--dataset"), "eval": ("-h", "--help", "--out", "--device")}
+_OWN_FLAGS = {
+    "train": ("-h", "--help", "--source", "--dataset"),
+    "eval": ("-h", "--help", "--out", "--device"),
+    "diff": (
+        "-h",
+        "--help",
+        "--out",
+        "--device",
+        "--base",
+        "--finetuned",
+        "--budget-tokens",
+        "--kl-budget-tokens",
+        "--causal-budget-tokens",
+        "--decoder-only",
+        "--exclusive-above",
+        "--shared-low",
+        "--shared-high",
+    ),
+}
 
 _FIELDS_HELP = """
 Every field of the configuration is a flag, fields of the crosscoder with the prefix "sae.", those of the logger with
@@ -53,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED if error.checkpoint is not None else EXIT_STOPPED
+    except KeyboardInterrupt:
+        print("Stopped. A diff goes on from its last state when you call it again.", file=sys.stderr)
+        return EXIT_STOPPED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -90,12 +112,22 @@ def _parser() -> argparse.ArgumentParser:
 
     diff = commands.add_parser(
         "diff",
-        help="show what differs between the models",
-        description="Read a crosscoder's decoder: relative norms, classes and cosines, as an HTML report, PNG and CSV.",
+        help="show what differs between the models, and whether it is real",
+        description="Compare two models by their crosscoder: decoder norms and cosines, latent scaling, where latents\n"
+        "fire, the KL of the models and which latents carry it, causal tests. Writes report.html (opens with no\n"
+        "network), latents.parquet, latents.csv and decoder.png. A diff that was stopped goes on when it is called\n"
+        "again. Fields of the run's configuration, such as --datasets, can be changed by flags.",
+        formatter_class=raw,
     )
     diff.add_argument("path", type=Path, help="folder of a crosscoder")
     diff.add_argument("--out", type=Path, help="folder to write to; default PATH")
-    diff.add_argument("--sources", metavar="FIRST,SECOND", help="the two sources to compare, if there are more")
+    diff.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
+    diff.add_argument("--base", metavar="LABEL", help="the base model; default the first source")
+    diff.add_argument("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
+    diff.add_argument("--budget-tokens", type=int, help="tokens that latents are read on; default 1,000,000")
+    diff.add_argument("--kl-budget-tokens", type=int, help="tokens that KL is attributed on; default 65,536")
+    diff.add_argument("--causal-budget-tokens", type=int, help="tokens of the causal tests; default 16,384")
+    diff.add_argument("--decoder-only", action="store_true", help="read the weights alone, without models and data")
     diff.add_argument("--exclusive-above", type=float, help="share of the norm above which a latent is one model's own")
     diff.add_argument("--shared-low", type=float, help="shared latents have every share above this")
     diff.add_argument("--shared-high", type=float, help="shared latents have every share below this")
@@ -165,32 +197,53 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _diff(options: argparse.Namespace) -> None:
-    import torch
+    from sae_lens_crosscoder.diffing import ClassThresholds
 
-    from sae_lens_crosscoder.diffing import ClassThresholds, PairGeometry, write_decoder_report
-    from sae_lens_crosscoder.sources import Sources
+    given = _given(options, "exclusive_above", "shared_low", "shared_high")
+    (_diff_decoder if options.decoder_only else _diff_models)(options, ClassThresholds(**given))
+
+
+def _diff_models(options: argparse.Namespace, thresholds: ClassThresholds) -> None:
+    from sae_lens_crosscoder.diffing import save_png
+    from sae_lens_crosscoder.model_diff import DiffConfig, diff_models, subject_of_run
+    from sae_lens_crosscoder.training.runner_config import check_device
+
+    check_device(options.device)
+    given = _given(options, "base", "finetuned", "budget_tokens", "kl_budget_tokens", "causal_budget_tokens")
+    config = DiffConfig(**given, class_thresholds=thresholds)
+    out = options.out or options.path
+    subject = subject_of_run(
+        _saved_run(options.path, options.device), config.budget_tokens, parse_fields(options.fields)
+    )
+    found = diff_models(subject, out, config)
+    for paragraph in found.report.overview.paragraphs:
+        print(paragraph)
+    if found.geometry is not None:
+        save_png(found.geometry, out / "decoder.png")
+        _print_counts(found.geometry)
+    print(f"The report is {out / 'report.html'}.")
+
+
+def _diff_decoder(options: argparse.Namespace, thresholds: ClassThresholds) -> None:
+    from sae_lens_crosscoder.diffing import PairGeometry, write_decoder_report
 
     run = _saved_run(options.path)
-    given = {
-        name: value
-        for name in ("exclusive_above", "shared_low", "shared_high")
-        if (value := getattr(options, name)) is not None
-    }
-    sources = run.sources
-    if sources.combine == "difference":
-        raise ConfigError("This SAE was trained on a difference: its decoder has one part, and nothing to compare.")
-    labels = options.sources.split(",") if options.sources else sources.labels
-    if len(labels) != 2:
-        raise ConfigError(f"diff compares two sources, and these are {', '.join(labels)}: name two (--sources A,B).")
-    pair = Sources(tuple(sources[sources.position(label)] for label in labels))
-    W_dec = torch.cat([run.sae.W_dec[:, sources.columns(label)] for label in labels], dim=1)
-    geometry = PairGeometry.from_decoder(
-        W_dec, pair.widths, labels, ClassThresholds(**given), pair.activation_scales, run.dead
-    )
+    labels = [label for label in (options.base, options.finetuned) if label is not None] or None
+    geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, labels, thresholds, run.dead)
     files = write_decoder_report(geometry, options.out or options.path)
+    _print_counts(geometry)
+    print(f"The report is {files['report']}.")
+
+
+def _print_counts(geometry: PairGeometry) -> None:
     for name, count in geometry.counts.items():
         print(f"{name:>20} {count:>8,}")
-    print(f"({geometry.thresholds.describe()})\nThe report is {files['report']}.")
+    print(f"({geometry.thresholds.describe()})")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -61,14 +61,20 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["l0"] == trained["l0"]
     assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
-    assert cli.main(["diff", str(out), "--out", str(tmp_path / "diff"), "--exclusive-above", "0.8"]) == 0
-    printed = capsys.readouterr().out
-    assert "base-only" in printed
-    assert "> 0.8" in printed
-    with (tmp_path / "diff" / "latents.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 24
-    assert {"report.html", "decoder.png"} <= {path.name for path in (tmp_path / "diff").iterdir()}
+    for flags in (
+        ["--decoder-only"],
+        ["--budget-tokens", "640", "--kl-budget-tokens", "320", "--causal-budget-tokens=64"],
+    ):
+        folder = tmp_path / f"diff{len(flags)}"
+        assert cli.main(["diff", str(out), "--out", str(folder), "--exclusive-above", "0.8", *flags]) == 0
+        printed = capsys.readouterr().out
+        assert "base-only" in printed
+        assert "> 0.8" in printed
+        with (folder / "latents.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 24
+        assert {"report.html", "decoder.png"} <= {path.name for path in folder.iterdir()}
+    assert "kl_attribution" in rows[0]
 
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:
@@ -78,6 +84,17 @@ def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> 
     cli.main(["train", str(config), *arguments[1:]])
     saved = json.loads((tmp_path / "out" / "runner_cfg.json").read_text())
     assert (saved["training_tokens"], saved["sae"]["d_sae"]) == (640, 24)
+
+
+def test_a_diff_that_is_stopped_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_diff", stopped)
+    assert cli.main(["diff", "folder"]) == cli.EXIT_STOPPED
+    assert "when you call it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,7 @@ def test_bad_input_ends_with_code_2_and_one_clear_line(
 
 def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["diff", "folder", "--nothing", "1"])
+        cli.main(["demo", "--nothing", "1"])
     assert exit_.value.code == 2
 
 

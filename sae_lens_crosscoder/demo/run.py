@@ -105,9 +105,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     scores = kl_path_attribution(joint, run.sae, held_out.tokens)
     order = scores.argsort(descending=True)
     metrics = run.metrics()
-    geometry = PairGeometry.from_decoder(
-        run.sae.W_dec, run.sources.widths, run.sources.labels, scales=run.sources.activation_scales, dead=run.dead
-    )
+    geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, dead=run.dead)
     metrics |= {
         "behaviour": {
             **behaviour,

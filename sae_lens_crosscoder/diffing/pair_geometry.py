@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.diffing.classes import SHARED, ClassThresholds, class_counts, class_names, classify_latents
 from sae_lens_crosscoder.diffing.geometry import decoder_cosine, decoder_norms, relative_decoder_norms
-from sae_lens_crosscoder.errors import ShapeError
+from sae_lens_crosscoder.errors import ShapeError, SourceError
+from sae_lens_crosscoder.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,43 @@ class PairGeometry:
             cosines=decoder_cosine(W_dec, widths) if widths[0] == widths[1] else None,
             classes=classify_latents(relative_norms, thresholds, labels, dead),
             thresholds=thresholds,
+        )
+
+    @classmethod
+    def from_sources(
+        cls,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        sources: Sources,
+        labels: Sequence[str] | None = None,
+        thresholds: ClassThresholds | None = None,
+        dead: Bool[Tensor, " n_latents"] | None = None,
+    ) -> PairGeometry:
+        """Measure two sources of a crosscoder, in units of their activations' mean norms.
+
+        Args:
+            W_dec: The flat decoder.
+            sources: Which columns belong to which source (`Sources.from_metadata(sae.cfg.metadata)`).
+            labels: The two sources, the base first; may be left out if there are only two.
+            thresholds: Where the classes begin.
+            dead: Latents that never fired.
+
+        Raises:
+            SourceError: No source is called so; other than two sources and no labels; an SAE on a difference.
+            ShapeError: What `from_decoder` refuses.
+        """
+        if sources.combine == "difference":
+            raise SourceError("This SAE was trained on a difference: its decoder has one part, and nothing to compare.")
+        labels = sources.labels if labels is None else list(labels)
+        if len(labels) != 2:
+            raise SourceError(f"A pair is two sources, and these are {', '.join(labels)}: name two, the base first.")
+        pair = [sources[sources.position(label)] for label in labels]
+        return cls.from_decoder(
+            torch.cat([W_dec[:, sources.columns(label)] for label in labels], dim=1),
+            [source.d_in for source in pair],
+            labels,
+            thresholds,
+            [source.activation_scale for source in pair],
+            dead,
         )
 
     @property

@@ -124,19 +124,10 @@ def shown_latents(order: Int[Tensor, " d_sae"], geometry: PairGeometry | None, r
 
 
 def _geometry(subject: DiffSubject, comparison: ModelComparison, config: DiffConfig) -> PairGeometry | None:
-    sources = subject.joint.sources
+    sources, labels = subject.joint.sources, [comparison.base, comparison.finetuned]
     if sources.combine == "difference":
         return None
-    labels = [comparison.base, comparison.finetuned]
-    pair = [sources[sources.position(label)] for label in labels]
-    return PairGeometry.from_decoder(
-        torch.cat([comparison.decoder(label) for label in labels], dim=1),
-        [source.d_in for source in pair],
-        labels,
-        config.class_thresholds,
-        [source.activation_scale for source in pair],
-        subject.dead,
-    )
+    return PairGeometry.from_sources(subject.sae.W_dec, sources, labels, config.class_thresholds, subject.dead)
 
 
 def _flags(

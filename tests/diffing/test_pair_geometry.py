@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sae_lens_crosscoder.diffing import ClassThresholds, PairGeometry
-from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.errors import ConfigError, ShapeError, SourceError
+from sae_lens_crosscoder.sources import Source, Sources
 
 LABELS = ("base", "chat")
 # base-only, shared at cosine 1, shared at cosine -1, chat-only, no norm
@@ -61,3 +62,26 @@ def test_parts_of_different_length_are_refused():
 def test_classes_of_other_labels_are_refused():
     with pytest.raises(ConfigError, match="finetuned-only"):
         PairGeometry(LABELS, torch.tensor([1.0]), None, ["finetuned-only"], ClassThresholds())
+
+
+def test_a_pair_of_sources_is_measured_in_units_of_their_activations() -> None:
+    sources = Sources(
+        tuple(
+            Source(label, label, "hook", width, activation_scale=scale)
+            for label, width, scale in (("a", 3, 2.0), ("b", 4, 1.0), ("c", 3, 0.5))
+        )
+    )
+    W_dec = torch.randn(20, 10)
+    expected = PairGeometry.from_decoder(
+        torch.cat([W_dec[:, 7:], W_dec[:, :3]], 1), [3, 3], ["c", "a"], scales=[0.5, 2.0]
+    )
+    geometry = PairGeometry.from_sources(W_dec, sources, ["c", "a"])
+    torch.testing.assert_close(geometry.relative_norms, expected.relative_norms)
+    assert geometry.classes == expected.classes
+    with pytest.raises(SourceError, match="name two, the base first"):
+        PairGeometry.from_sources(W_dec, sources)
+    with pytest.raises(SourceError, match="There is no source 'd'"):
+        PairGeometry.from_sources(W_dec, sources, ["a", "d"])
+    difference = Sources((Source("a", "a", "hook", 10), Source("b", "b", "hook", 10)), "difference")
+    with pytest.raises(SourceError, match="nothing to compare"):
+        PairGeometry.from_sources(W_dec, difference)

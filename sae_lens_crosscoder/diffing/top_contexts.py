@@ -148,17 +148,14 @@ class TopContexts:
         if self._table is None or len(new.latents) == 0:
             return
         table = self._table
-        touched = torch.unique(new.latents)
-        places = new.join(_kept_places(table, touched))
+        places = new.join(_kept_places(table, torch.unique(new.latents)))
         places = places.sort_by("latents", "sequence_ids", "values", "positions")
         places = places.select(_rank_in_run(places.latents, places.sequence_ids) < self.per_sequence)
         # Sorting is stable: where values are equal, places stay in the order of sequences and positions.
         places = places.sort_by("latents", "values")
         rank = _rank_in_run(places.latents)
         places, rank = places.select(rank < self.k), rank[rank < self.k]
-        table.values[touched] = torch.nan
-        table.sequence_ids[touched] = -1
-        table.positions[touched] = -1
+        # No latent ever has fewer places than before, so what is written here covers all that was.
         table.values[places.latents, rank] = places.values
         table.sequence_ids[places.latents, rank] = places.sequence_ids
         table.positions[places.latents, rank] = places.positions

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from helpers import SENTENCES, fresh_tokenizer, tiny_tokenizer
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -198,13 +198,23 @@ def test_messages_of_other_roles_and_empty_ones_are_told_apart():
     assert [run for run in runs(roled, fresh_tokenizer()) if run[0] != "t"] == [("u", "the owl"), ("o", "the fox")]
 
 
+def test_a_template_that_leaves_empty_messages_out_leaves_them_out():
+    template = "{% for m in messages %}{% if m['content'] | trim %}[{{ m['content'] }}]{% endif %}{% endfor %}"
+    chat = [{"role": "system", "content": " "}, CHAT[2], {"role": "assistant", "content": ""}]
+    tokenizer = fresh_tokenizer(template)
+    assert runs(chat_token_roles(chat, tokenizer), tokenizer) == [("t", "["), ("u", "the owl"), ("t", "]")]
+
+
 # Contents made of what templates are made of.
+ONE_SIDED = [CHATML.replace("m['content']", f"m['content'].{side}()") for side in ("lstrip", "rstrip")]
 pieces = st.sampled_from(["user", "\n", " ", "<|im_end|>", "<think>", "</think>", "é", "owl", ": "])
 contents = st.lists(pieces, max_size=5).map("".join)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(contents, min_size=1, max_size=4), st.sampled_from([CHATML, LLAMA3]))
+@given(st.lists(contents, min_size=1, max_size=4), st.sampled_from([CHATML, LLAMA3, *ONE_SIDED]))
+@example([" owl "], ONE_SIDED[0])
+@example([" owl "], ONE_SIDED[1])
 def test_the_tokens_of_any_message_hold_its_text(drawn: list[str], template: str):
     tokenizer = fresh_tokenizer()
     chat = [{"role": "user", "content": content} for content in drawn]

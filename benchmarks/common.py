@@ -43,6 +43,14 @@ def median_ratio(values: Sequence[float], references: Sequence[float]) -> float:
 
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra: Any) -> None:
     """Print the rows as a table and write them, with the machine, as JSON if asked to."""
+    print_table(rows)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine(), **extra, "rows": list(rows)}, indent=2) + "\n")
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of the same columns as a Markdown table."""
     columns = list(rows[0])
     cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
@@ -50,9 +58,6 @@ def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
         if i == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine(), **extra, "rows": list(rows)}, indent=2) + "\n")
 
 
 def _text(value: Any) -> str:

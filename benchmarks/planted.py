@@ -22,8 +22,10 @@ import itertools
 import multiprocessing
 import os
 import statistics
+import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -40,13 +42,13 @@ from sae_lens_crosscoder import (
 )
 
 ENTRIES = (
-    Entry("standard (L1)", StandardTrainingCrosscoderConfig, {"l1_coefficient": 4.0}, "l1_coefficient"),
-    Entry("gated", GatedTrainingCrosscoderConfig, {"l1_coefficient": 1.8}, "l1_coefficient"),
-    Entry("jumprelu, tanh", JumpReLUTrainingCrosscoderConfig, {"l0_coefficient": 0.3}, "l0_coefficient"),
+    Entry("standard (L1)", StandardTrainingCrosscoderConfig, {"l1_coefficient": 3.0}, "l1_coefficient"),
+    Entry("gated", GatedTrainingCrosscoderConfig, {"l1_coefficient": 2.0}, "l1_coefficient"),
+    Entry("jumprelu, tanh", JumpReLUTrainingCrosscoderConfig, {"l0_coefficient": 0.03}, "l0_coefficient"),
     Entry(
         "jumprelu, step",
         JumpReLUTrainingCrosscoderConfig,
-        {"l0_coefficient": 1.0, "sparsity_loss": "step"},
+        {"l0_coefficient": 0.4, "sparsity_loss": "step"},
         "l0_coefficient",
     ),
     Entry("topk", TopKTrainingCrosscoderConfig, {}, "k"),
@@ -89,11 +91,16 @@ def main() -> None:
     options = parse_arguments(__doc__ or "")
     os.environ["TQDM_DISABLE"] = "1"  # read by the workers when they start
     seeds, plan = (range(1), Plan(n_steps=1000)) if options.quick else (range(5), Plan())
-    jobs = list(itertools.product(ENTRIES, seeds))
+    entries, of_seeds = zip(*((entry, seed) for seed in seeds for entry in ENTRIES), strict=True)
+    results: list[tuple[dict[str, Any], dict[str, Any]]] = []
     with ProcessPoolExecutor(N_PROCESSES, multiprocessing.get_context("spawn"), initializer=_quiet) as pool:
-        results = list(pool.map(measure, *zip(*jobs, strict=True), itertools.repeat(plan)))
+        for result in pool.map(measure, entries, of_seeds, itertools.repeat(plan)):
+            print(*(f"{name}={value}" for part in result for name, value in part.items()), file=sys.stderr)
+            results.append(result)
+    names = [entry.name for entry in ENTRIES]
+    results.sort(key=lambda result: names.index(result[0]["architecture"]))
     rows, details = [row for row, _ in results], [detail for _, detail in results]
-    report(rows, options, n_processes=N_PROCESSES, plan=vars(plan), details=details)
+    report(rows, options, n_processes=N_PROCESSES, plan=asdict(plan), details=details)
     print_table(means_over_seeds(rows))
 
 

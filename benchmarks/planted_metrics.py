@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -90,7 +91,7 @@ class Judgement:
 
 @torch.no_grad()
 def judge(
-    sae: SAE, scales: list[float], pair: PlantedPair, tokens: tuple[Float[Tensor, "n j"], Float[Tensor, "n d_in"]]
+    sae: SAE[Any], scales: list[float], pair: PlantedPair, tokens: tuple[Float[Tensor, "n j"], Float[Tensor, "n d_in"]]
 ) -> Judgement:
     """Compare a saved crosscoder with the truth.
 

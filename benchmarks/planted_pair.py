@@ -44,8 +44,8 @@ class PairConfig:
     n_exclusive: int = 20
     """Features that each model has for itself."""
 
-    n_active: float = 6.0
-    """Features that are active on a token, on average."""
+    n_active: int = 6
+    """Features that are active on a token, on average: the L0 of a perfect dictionary."""
 
     cosine: float = 0.9
     """Cosine between the directions of a shared feature in the two models."""

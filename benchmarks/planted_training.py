@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -35,10 +35,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long every architecture trains; all alike."""
+    """What is planted, and how every architecture trains on it; all alike."""
+
+    pair: PairConfig = field(default_factory=PairConfig)
 
     n_steps: int = 2000
-    batch_size: int = 512
+    batch_size: int = 256
     d_sae: int = 256
     lr: float = 3e-3
     n_eval_tokens: int = 20_000
@@ -68,8 +70,8 @@ class PlantedRun:
 class EqualL0Trainer(CrosscoderTrainer):
     """Trainer that moves the weight of the sparsity penalty until L0 is what is asked for.
 
-    From a fifth of the run to nine tenths, each step adds 0.003 log(L0 / target) to the logarithm of the weight, with
-    L0 a moving average over some twenty steps and the logarithm clipped at 1/2. Then the weight stays.
+    From a fifth of the run on, each step adds 0.008 log(L0 / target) to the logarithm of the weight, with L0 a moving
+    average over some twenty steps and its logarithm clipped at 1/2.
     """
 
     target_l0: float
@@ -80,21 +82,19 @@ class EqualL0Trainer(CrosscoderTrainer):
         output = super().step(batch)
         l0 = (output.feature_acts > 0).sum(dim=-1).float().mean().item()
         self.mean_l0 = l0 if self.mean_l0 is None else 0.95 * self.mean_l0 + 0.05 * l0
-        if 0.2 < self.n_training_steps / self.cfg.total_training_steps < 0.9:
+        if self.n_training_steps >= self.cfg.total_training_steps // 5:
             (scheduler,) = self.coefficient_schedulers.values()
             excess = math.log(max(self.mean_l0, 1e-3) / self.target_l0)
-            scheduler.final_value *= math.exp(0.003 * max(-0.5, min(0.5, excess)))
+            scheduler.final_value *= math.exp(0.008 * max(-0.5, min(0.5, excess)))
         return output
 
 
 def planted_run(entry: Entry, seed: int, plan: Plan) -> PlantedRun:
     """Plant a pair, train the entry on it at the planted L0, save it, and load what was saved."""
-    pair = PlantedPair.plant(PairConfig(), seed)
+    pair = PlantedPair.plant(plan.pair, seed)
     has_k = entry.knob == "k"
-    knob = {"k": round(pair.cfg.n_active)} if has_k else {}
-    cfg = entry.config(
-        d_in=pair.sources.d_in, d_sae=plan.d_sae, source_widths=pair.sources.widths, **entry.fields, **knob
-    )
+    fields: dict[str, Any] = {**entry.fields, **({"k": pair.cfg.n_active} if has_k else {})}
+    cfg = entry.config(d_in=pair.sources.d_in, d_sae=plan.d_sae, source_widths=pair.sources.widths, **fields)
     cfg.fill_in_schedule(plan.n_steps // 5)  # warm-ups end before the search for L0 begins
     trainer_class = CrosscoderTrainer if has_k else EqualL0Trainer
     parts = TrainerParts(pair.batches(plan.batch_size), SourceScaler(pair.sources), pair.sources)
@@ -123,7 +123,7 @@ def _trainer_config(plan: Plan) -> SAETrainerConfig:
         lr=plan.lr,
         lr_end=plan.lr / 10,
         lr_warm_up_steps=plan.n_steps // 20,
-        lr_decay_steps=plan.n_steps // 5,
+        lr_decay_steps=plan.n_steps // 2,
         dead_feature_window=plan.n_steps // 10,
         feature_sampling_window=never,
         logger=LoggingConfig(log_to_wandb=False, wandb_log_frequency=never),

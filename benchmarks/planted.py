@@ -44,7 +44,7 @@ from sae_lens_crosscoder import (
 ENTRIES = (
     Entry("standard (L1)", StandardTrainingCrosscoderConfig, {"l1_coefficient": 3.0}, "l1_coefficient"),
     Entry("gated", GatedTrainingCrosscoderConfig, {"l1_coefficient": 2.0}, "l1_coefficient"),
-    Entry("jumprelu, tanh", JumpReLUTrainingCrosscoderConfig, {"l0_coefficient": 0.03}, "l0_coefficient"),
+    Entry("jumprelu, tanh", JumpReLUTrainingCrosscoderConfig, {"l0_coefficient": 0.2}, "l0_coefficient"),
     Entry(
         "jumprelu, step",
         JumpReLUTrainingCrosscoderConfig,

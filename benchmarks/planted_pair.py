@@ -28,6 +28,7 @@ from sae_lens_crosscoder import Source, Sources
 LABELS = ("base", "finetuned")
 SHARED = -1
 FIRING = ZipfianFiringProbabilityConfig(exponent=0.7, max_prob=0.2, min_prob=0.015)
+# Mean of a_j where it fires; its standard deviation is 0.3 of it.
 MAGNITUDES = FoldedNormalMagnitudeConfig(mean=1.0, std=0.4, min_value=0.4)
 
 
@@ -51,16 +52,17 @@ class PairConfig:
     """Cosine between the directions of a shared feature in the two models."""
 
     max_norm_ratio: float = 4.0
-    """Largest ratio of a shared feature's norms; ratios are log-uniform from 1 and either model may be the weaker."""
+    """Largest ratio of a shared feature's norms: 1 in one model (either, by chance), log-uniform from 1 down in the
+    other. Below 9, no shared feature is exclusive by the default thresholds."""
 
     correlation_rank: int = 8
     """Rank of the correlation between features' firing."""
 
     correlation_scale: float = 0.17
-    """Size of the entries of its factor: firing correlations of about scale^2 sqrt(rank)."""
+    """Size of the entries of its factor: correlations of about scale^2 sqrt(rank), before thresholding into firing."""
 
     strength_jitter: float = 0.2
-    """Standard deviation of the factor by which a feature's strength differs between the models, token by token."""
+    """Standard deviation of the factor on a feature's strength, which each model draws anew for every token."""
 
     noise: float = 0.05
     """Standard deviation of the noise in every column."""

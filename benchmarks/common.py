@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from sae_lens_crosscoder import __version__
+
 
 def parse_arguments(description: str) -> argparse.Namespace:
     """`--json FILE` writes the results, `--quick` takes fewer rounds."""
@@ -26,14 +28,14 @@ def parse_arguments(description: str) -> argparse.Namespace:
 
 def machine() -> dict[str, Any]:
     """Where and with what a benchmark ran."""
-    names = ("torch", "sae-lens", "transformer-lens", "transformers", "datasets", "sae-lens-crosscoder")
+    names = ("torch", "sae-lens", "transformer-lens", "transformers", "datasets")
     return {
         "date": date.today().isoformat(),
         "processor": platform.machine(),
         "n_threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {**{name: version(name) for name in names}, "sae-lens-crosscoder": __version__},
     }
 
 
@@ -63,6 +65,14 @@ def peak_above(start_mb: float, run: Callable[[], None]) -> float:
 
 def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra: Any) -> None:
     """Print the rows as a table and write them, with the machine, as JSON if asked to."""
+    print_table(rows)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine(), **extra, "rows": list(rows)}, indent=2) + "\n")
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of the same columns as a Markdown table."""
     columns = list(rows[0])
     cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
@@ -70,9 +80,6 @@ def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace, **extra:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
         if i == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine(), **extra, "rows": list(rows)}, indent=2) + "\n")
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,9 @@ class GatedTrainingCrosscoder(L1TrainingCrosscoder[GatedTrainingCrosscoderConfig
     loss = E[ sum over sources |x^s - x_hat^s|^2 ] + lambda(t) E[ sum_j ReLU(g_j) c_j ] + E[ |x - x_hat(ReLU(g))|^2 ],
 
     the last with the decoder held fixed (Rajamanoharan et al. 2024; c_j is the decoder norm, here summed over sources).
-    The penalty acts on gates only, so that it does not shrink the codes.
+    The penalty acts on gates only, so that it does not shrink the codes. c_j is held fixed too: the gates'
+    reconstruction does not pull on the decoder, which would lower the penalty for nothing by shrinking, while r_mag
+    makes up for it in the codes.
     """
 
     encoder_bias_names: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag")
@@ -71,7 +73,7 @@ class GatedTrainingCrosscoder(L1TrainingCrosscoder[GatedTrainingCrosscoderConfig
     ) -> dict[str, Tensor]:
         """The penalty on the gates and the reconstruction from them."""
         open_gates = torch.relu(hidden_pre)
-        l1 = self.penalty(open_gates * self.decoder_norms())
+        l1 = self.penalty(open_gates * self.decoder_norms().detach())
         from_gates = open_gates @ self.W_dec.detach() + self.b_dec.detach()
         return {
             "l1_loss": step_input.coefficients["l1"] * l1,

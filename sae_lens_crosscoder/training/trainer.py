@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import SPARSITY_FILENAME, ActivationScaler, SAETrainerConfig, TrainStepOutput
-from sae_lens_crosscoder.activations import TrainingBatches
 from sae_lens_crosscoder.errors import ConfigError, DivergedError, TrainingInterrupted
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
@@ -33,7 +32,7 @@ EVALUATIONS_FILENAME = "evaluations.csv"
 class TrainerParts:
     """What a `CrosscoderTrainer` works with beside its configuration and the crosscoder."""
 
-    batches: TrainingBatches
+    batches: Iterator[Tensor]
     """Where training batches come from."""
 
     scaler: ActivationScaler

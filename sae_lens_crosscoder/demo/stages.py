@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sae_lens_crosscoder.activations import DatasetConfig
 from sae_lens_crosscoder.demo.behaviour import Prompts
-from sae_lens_crosscoder.demo.causes import payload_attribution, rates_without, rotation_of
+from sae_lens_crosscoder.demo.causes import first_that_carry, payload_attribution, rates_without, rotation_of
 from sae_lens_crosscoder.demo.crosscoder import CrosscoderSizes, crosscoder_run
 from sae_lens_crosscoder.demo.documents import generator
 from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
@@ -74,8 +74,8 @@ class StagesConfig:
     n_prompts: int = 200
     """Triggered prompts that latents are ranked on, and as many others that the behaviour is measured on."""
 
-    n_removed: int = 20
-    """Latents that are called causal, and removed in the test of it."""
+    removed_at_once: int = 5
+    """Latents that are removed more at a time until the payload is gone; those removed then are called causal."""
 
 
 def run_stages(
@@ -188,13 +188,13 @@ def _causal_latents(
     run: SavedRun,
     rotations: StageRotations,
 ) -> dict[str, Any]:
-    """The latents of a final crosscoder that carry the behaviour: ranked on some prompts, tested on others."""
+    """The latents of a final crosscoder that carry the behaviour: chosen on some prompts, tested on others."""
     ranking, test = (
         Prompts.of_kind(pair.corpus, "trigger", config.n_prompts, pair.config.seed + shift) for shift in (1000, 0)
     )
     label = f"block{pair.config.hook_block}"
     scores = payload_attribution(models["finetuned"], models["base"], run.sae, ranking, label)
-    latents = scores.argsort(descending=True)[: config.n_removed]
+    latents = first_that_carry(models["finetuned"], run.sae, ranking, label, scores, config.removed_at_once)
     return {
         "latents": latents.tolist(),
         "attributions": scores[latents].tolist(),

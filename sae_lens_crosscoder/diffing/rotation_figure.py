@@ -22,6 +22,7 @@ from sae_lens_crosscoder.diffing.rotation import (
 from sae_lens_crosscoder.files import write_file
 
 COLOURS = {MIN_CHANGE_DM: "#9aa0a6", MAX_CHANGE_D: "#1a73e8", MAX_CHANGE_M: "#f29900", MAX_CHANGE_DM: "#d93025"}
+_RING_COLOURS = ("#202124", "#9334e6", "#1e8e3e")
 _TITLES = (
     "model change: decoder cosine D → DF (fine-tuning data)",
     "data change: decoder cosine M → MF (fine-tuned model)",
@@ -43,8 +44,9 @@ def rotation_figure(rotations: StageRotations, marked: Mapping[str, Sequence[int
     for name in QUADRANTS:
         latents = [j for j, quadrant in enumerate(rotations.quadrants) if quadrant == name]
         figure.add_trace(_points(rotations, latents, f"{name} ({len(latents):,})", {"size": 7, "color": COLOURS[name]}))
-    for name, latents in (marked or {}).items():
-        ring = {"size": 14, "symbol": "circle-open", "color": "#202124", "line": {"width": 1.6}}
+    for i, (name, latents) in enumerate((marked or {}).items()):
+        colour = _RING_COLOURS[i % len(_RING_COLOURS)]
+        ring = {"size": 13 + 4 * i, "symbol": "circle-open", "color": colour, "line": {"width": 1.6}}
         figure.add_trace(_points(rotations, latents, f"{name} ({len(latents):,})", ring))
     x, y = rotations.thresholds
     figure.add_vline(x=x, line={"color": "#5f6368", "dash": "dash", "width": 1})
@@ -77,8 +79,10 @@ def save_rotation_png(
         latents = [j for j, quadrant in enumerate(rotations.quadrants) if quadrant == name]
         points = axes.scatter(*_coordinates(rotations, latents), s=16, color=COLOURS[name])
         points.set_label(f"{name} ({len(latents):,})")
-    for name, latents in (marked or {}).items():
-        rings = axes.scatter(*_coordinates(rotations, latents), s=90, facecolors="none", edgecolors="#202124")
+    for i, (name, latents) in enumerate((marked or {}).items()):
+        colour = _RING_COLOURS[i % len(_RING_COLOURS)]
+        place = _coordinates(rotations, latents)
+        rings = axes.scatter(*place, s=80 + 60 * i, facecolors="none", edgecolors=colour)
         rings.set_label(f"{name} ({len(latents):,})")
     x, y = rotations.thresholds
     axes.axvline(x, color="#5f6368", linestyle="--", linewidth=0.8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ CONFIG = StagesConfig(
     n_steps=4,
     n_documents=2600,
     n_prompts=20,
-    n_removed=3,
+    removed_at_once=3,
 )
 
 
@@ -61,11 +62,11 @@ def test_the_metrics_hold_ranks_and_rates_of_the_causal_latents(out: Path) -> No
     rows = (out / "rotation.csv").read_text().splitlines()[1:]
     assert len(rows) == 64
     for found in metrics["causal"].values():
-        assert len(found["latents"]) == CONFIG.n_removed
+        assert len(found["latents"]) % 3 == 0 or len(found["latents"]) == 64 // 4
         for column, axis in enumerate(("model", "data", "joint"), start=3):
             ranks = [int(rows[j].split(",")[column]) for j in found["latents"]]
             assert found["rotation"][axis]["ranks"] == ranks
-            assert found["rotation"][axis]["median_rank"] == sorted(ranks)[1]
+            assert found["rotation"][axis]["median_rank"] == statistics.median(ranks)
         assert set(found["behaviour"]) >= {"payload_rate_without_them", "payload_rate_without_random"}
     page = (out / "report.html").read_text()
     assert "Do the latents that carry the behaviour turn most?" in page

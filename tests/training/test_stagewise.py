@@ -189,11 +189,14 @@ def test_parent_and_stages_stand_in_the_metadata_of_what_is_saved(tmp_path: Path
 
 
 def test_a_penalty_that_is_in_force_does_not_rise_again_and_k_is_not_annealed_twice(tmp_path: Path) -> None:
-    _, finished = trained(tmp_path / "l1", standard_config(l1_warm_up_steps=6))
+    jumprelu = ARCHITECTURES["jumprelu"]
+    _, finished = trained(tmp_path / "l0", jumprelu())
+    assert run_config(jumprelu()).sae.l0_warm_up_steps == 12
     runner = CrosscoderTrainingRunner(
-        run_config(standard_config(), from_pretrained_path=str(finished)), token_dataset(), tiny_pair()
+        run_config(jumprelu(), from_pretrained_path=str(finished)), token_dataset(), tiny_pair()
     )
-    assert runner.sae.cfg.l1_warm_up_steps == runner.cfg.sae.l1_warm_up_steps == 0
+    assert runner.sae.cfg.l0_warm_up_steps == runner.cfg.sae.l0_warm_up_steps == 0
+    _, finished = trained(tmp_path / "l1", standard_config(l1_warm_up_steps=6))
     asked = run_config(standard_config(l1_warm_up_steps=3), from_pretrained_path=str(finished))
     assert CrosscoderTrainingRunner(asked, token_dataset(), tiny_pair()).sae.cfg.l1_warm_up_steps == 3
     _, finished = trained(tmp_path / "topk", batchtopk_config(k_start=16.0, k_annealing_steps=4))

@@ -6,6 +6,7 @@ place. What is assumed of their behaviour has one test each in `tests/test_saele
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
@@ -34,6 +35,7 @@ from sae_lens.util import (
 
 __all__ = [
     "ACTIVATIONS_STORE_STATE_FILENAME",
+    "ACTIVATION_SCALER_CFG_FILENAME",
     "RUNNER_CFG_FILENAME",
     "SAE_CFG_FILENAME",
     "SAE_TRAINING_CLASS_REGISTRY",

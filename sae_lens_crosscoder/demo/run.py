@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from jaxtyping import Float, Int
-from sae_lens import SAE, LoggingConfig
+from sae_lens import SAE
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +26,7 @@ from sae_lens_crosscoder.demo.behaviour import (
     payload_rate,
     rates_without_random,
 )
+from sae_lens_crosscoder.demo.crosscoder import CrosscoderSizes, crosscoder_run
 from sae_lens_crosscoder.demo.documents import Documents, generator
 from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
 from sae_lens_crosscoder.demo.probes import auroc, probe_aurocs
@@ -94,7 +95,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     out = Path(out)
     pair = load_or_make_pair(out / "pair", replace(config.pair, seed=seed), device)
     runner = CrosscoderTrainingRunner(
-        _run_config(config, pair, out, seed, device), override_dataset=_training_documents(config, pair)
+        _run_config(config, pair, out, device), override_dataset=_training_documents(config, pair)
     )
     joint = runner.model
     behaviour = measured_rates(joint, pair.corpus, config.n_prompts, seed)
@@ -135,40 +136,12 @@ def _training_documents(config: DemoConfig, pair: ModelPair) -> dict[str, Datase
 
 
 def _run_config(
-    config: DemoConfig, pair: ModelPair, out: Path, seed: int, device: str
+    config: DemoConfig, pair: ModelPair, out: Path, device: str
 ) -> CrosscoderRunnerConfig[BatchTopKTrainingCrosscoderConfig]:
     share = pair.config.phrases.shares[0]
-    return CrosscoderRunnerConfig(
-        sae=BatchTopKTrainingCrosscoderConfig(
-            d_in=pair.sources.d_in,
-            d_sae=config.d_sae,
-            k=config.k,
-            aux_loss_coefficient=0.5,
-            b_dec_init="geometric_median",
-            device=device,
-        ),
-        sources=list(pair.sources),
-        datasets=[DatasetConfig(label="plain", weight=share), DatasetConfig(label="planted", weight=1 - share)],
-        context_size=pair.config.context,
-        training_tokens=2048 * config.n_steps,
-        train_batch_size_tokens=2048,
-        store_batch_size_prompts=64,
-        n_batches_in_buffer=1024,
-        n_batches_for_norm_estimate=10,
-        n_eval_batches=config.n_eval_batches,
-        lr=config.lr,
-        lr_warm_up_steps=20,
-        lr_decay_steps=config.n_steps // 5,
-        dead_feature_window=25,
-        feature_sampling_window=min(100, config.n_steps),
-        prepend_bos=True,
-        device=device,
-        seed=seed,
-        checkpoint_path=None,
-        output_path=str(out / "crosscoder"),
-        logger=LoggingConfig(log_to_wandb=False),
-        verbose=False,
-    )
+    datasets = [DatasetConfig(label="plain", weight=share), DatasetConfig(label="planted", weight=1 - share)]
+    sizes = CrosscoderSizes(config.d_sae, config.k, config.n_steps, config.lr, config.n_eval_batches)
+    return crosscoder_run(pair, pair.sources, sizes, out / "crosscoder", device, datasets=datasets)
 
 
 def _planted(

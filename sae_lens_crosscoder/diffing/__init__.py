@@ -20,6 +20,9 @@ from sae_lens_crosscoder.diffing.linear_decoder import LinearDecoder, SparseAuto
 from sae_lens_crosscoder.diffing.pair_geometry import PairGeometry
 from sae_lens_crosscoder.diffing.png import save_png
 from sae_lens_crosscoder.diffing.report import ReportTable, write_report_html
+from sae_lens_crosscoder.diffing.rotation import StageRotations, rotation
+from sae_lens_crosscoder.diffing.rotation_figure import rotation_figure, save_rotation_png
+from sae_lens_crosscoder.diffing.rotation_report import write_rotation_report
 from sae_lens_crosscoder.diffing.sae_pass import Accumulator, CodedBatch, TokenBatch, run_pass
 from sae_lens_crosscoder.diffing.scaling_result import LatentScalingResult, ScalingFlags, ScalingThresholds
 from sae_lens_crosscoder.diffing.top_contexts import ContextTable, TopContexts
@@ -41,6 +44,7 @@ __all__ = [
     "ScalingFlags",
     "ScalingThresholds",
     "SparseAutoencoder",
+    "StageRotations",
     "TokenBatch",
     "TopContexts",
     "class_counts",
@@ -53,8 +57,12 @@ __all__ = [
     "latent_scaling",
     "minder_delta",
     "relative_decoder_norms",
+    "rotation",
+    "rotation_figure",
     "run_pass",
     "save_png",
+    "save_rotation_png",
     "write_decoder_report",
     "write_report_html",
+    "write_rotation_report",
 ]

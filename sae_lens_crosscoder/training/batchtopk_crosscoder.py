@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
 
+_THRESHOLD_STATE = ("topk_threshold", "topk_threshold_weight")
+
 
 @dataclass(kw_only=True)
 class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
@@ -23,6 +25,8 @@ class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
     Raises:
         ConfigError: A k that is not positive or larger than `d_sae`, or a `k_start` without the steps to anneal it.
     """
+
+    schedule_fields: ClassVar[tuple[str, ...]] = ("k_start", "k_annealing_steps")
 
     k: float = 100
     """Active latents a token, on average over a batch."""
@@ -187,8 +191,23 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Canonical form, with the global threshold written as one JumpReLU threshold a latent."""
         super().process_state_dict_for_saving_inference(state_dict)
-        del state_dict["topk_threshold"], state_dict["topk_threshold_weight"]
+        for name in _THRESHOLD_STATE:
+            del state_dict[name]
         state_dict["threshold"] = self.latent_thresholds() * self.canonical_norms()
+
+    @override
+    def left_out_of_inference(self) -> dict[str, Tensor]:
+        """Also the moving average of the threshold, and the weight that it has gathered."""
+        buffers = dict(self.named_buffers())
+        return {**super().left_out_of_inference(), **{name: buffers[name] for name in _THRESHOLD_STATE}}
+
+    @override
+    def process_state_dict_from_inference(self, state_dict: dict[str, Tensor], left_out: dict[str, Tensor]) -> None:
+        """Undo the canonical form; the threshold goes on from where it was."""
+        super().process_state_dict_from_inference(state_dict, left_out)
+        del state_dict["threshold"]
+        for name in _THRESHOLD_STATE:
+            state_dict[name] = left_out[name]
 
 
 def _largest(scores: Float[Tensor, "... n_latents"], k: float) -> Float[Tensor, "... n_latents"]:

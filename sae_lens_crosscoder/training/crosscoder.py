@@ -22,6 +22,9 @@ from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.training.latent_layout import LatentLayout
 
+CANONICAL_NORMS = "canonical_norms"
+"""Tensor saved beside the canonical form: n_j, by which latents were multiplied."""
+
 DecoderBiasInit = Literal["zeros", "geometric_median"]
 DecoderNorm = Literal["sum", "joint", "none"]
 
@@ -35,6 +38,9 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     Raises:
         ConfigError: A normalisation that cannot be folded per source, an unknown choice, or float16 weights.
     """
+
+    schedule_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how training begins; a run that goes on from a parent takes its own, not the parent's."""
 
     source_widths: list[int] = field(default_factory=list[int])
     """Columns of `d_in` that belong to each source, in order. The runner fills it in from the sources."""
@@ -294,6 +300,46 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         state_dict["W_dec"] = state_dict["W_dec"] / norms[:, None]
         for name in self.encoder_bias_names:
             state_dict[name] = state_dict[name] * norms
+
+    @torch.no_grad()
+    def left_out_of_inference(self) -> dict[str, Tensor]:
+        """What the canonical form does not hold and training needs to go on from it, saved beside it."""
+        return {CANONICAL_NORMS: self.canonical_norms()}
+
+    @torch.no_grad()
+    def load_inference_state_dict(
+        self, state_dict: dict[str, Any], left_out: dict[str, Tensor], scaling_factor: Sequence[float]
+    ) -> None:
+        """Take the weights of a saved crosscoder, as they were in training: the inverse of folding and saving.
+
+        W_dec_j <- n_j W_dec_j, W_enc_j <- W_enc_j / n_j, b_enc_j <- b_enc_j / n_j, then W_enc^s <- W_enc^s / g_s,
+        W_dec^s <- g_s W_dec^s, b_dec^s <- g_s b_dec^s; computed in float64, so that only the saved file's rounding is
+        left.
+
+        Args:
+            state_dict: The stock SAELens weights.
+            left_out: What `left_out_of_inference` gave when they were saved.
+            scaling_factor: The factors g_s that were folded into them, one a source.
+        """
+        state = {name: tensor.double() for name, tensor in state_dict.items()}
+        lost = {name: tensor.to(self.device).double() for name, tensor in left_out.items()}
+        self.process_state_dict_from_inference(state, lost)
+        factors = torch.tensor(list(scaling_factor), dtype=torch.float64, device=self.device)
+        columns = factors.repeat_interleave(torch.tensor(self.cfg.source_widths, device=factors.device))
+        state["W_enc"] = state["W_enc"] / columns[:, None]
+        state["W_dec"] = state["W_dec"] * columns
+        self._layout.tie_(state["W_dec"])  # equal up to the saved file's rounding
+        state["b_dec"] = state["b_dec"] * columns
+        state["source_scales"] = torch.ones_like(factors)
+        self.load_state_dict(state)
+
+    def process_state_dict_from_inference(self, state_dict: dict[str, Tensor], left_out: dict[str, Tensor]) -> None:
+        """Undo `process_state_dict_for_saving_inference`, in place."""
+        norms = left_out[CANONICAL_NORMS]
+        state_dict["W_enc"] = state_dict["W_enc"] / norms
+        state_dict["W_dec"] = state_dict["W_dec"] * norms[:, None]
+        for name in self.encoder_bias_names:
+            state_dict[name] = state_dict[name] / norms
 
     @torch.no_grad()
     def canonical_norms(self) -> Float[Tensor, " d_sae"]:

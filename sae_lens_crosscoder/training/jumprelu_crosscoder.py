@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import JumpReLU, Step, TrainCoefficientConfig, TrainStepInput
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS
 from sae_lens_crosscoder.training.penalised_crosscoder import (
     PenalisedTrainingCrosscoder,
     PenalisedTrainingCrosscoderConfig,
@@ -28,6 +29,8 @@ class JumpReLUTrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig):
     Raises:
         ConfigError: An unknown penalty, a bandwidth that is not positive, or a firing rate outside (0, 1).
     """
+
+    schedule_fields: ClassVar[tuple[str, ...]] = ("l0_warm_up_steps",)
 
     sparsity_loss: SparsityLoss = "tanh"
     """"tanh" is Anthropic's penalty of January 2025, "step" the number of active latents (DeepMind)."""
@@ -160,3 +163,9 @@ class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCro
         """Canonical form, with thresholds in its units."""
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict["threshold"] = state_dict.pop("log_threshold").exp() * self.canonical_norms()
+
+    @override
+    def process_state_dict_from_inference(self, state_dict: dict[str, Tensor], left_out: dict[str, Tensor]) -> None:
+        """Undo the canonical form, thresholds too."""
+        super().process_state_dict_from_inference(state_dict, left_out)
+        state_dict["log_threshold"] = (state_dict.pop("threshold") / left_out[CANONICAL_NORMS]).log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from typing_extensions import override
 
@@ -23,6 +23,8 @@ class L1TrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig, ABC):
     Raises:
         ConfigError: A negative penalty or warm-up.
     """
+
+    schedule_fields: ClassVar[tuple[str, ...]] = ("l1_warm_up_steps",)
 
     l1_coefficient: float = 2.0
     """Weight of the sparsity penalty, lambda of Kissane et al.: larger means fewer active latents."""

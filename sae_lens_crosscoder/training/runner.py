@@ -29,17 +29,15 @@ from sae_lens_crosscoder._saelens import (
 )
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, first_line
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import check_writable, existing_folder, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
-from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.parent import Parent, load_parent, load_training_sae
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
-
-METRICS_FILENAME = "metrics.json"
-DEAD_LATENTS = "dead_latents"
-"""Tensor beside the sparsity: 1 for latents that were dead when training ended."""
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -48,6 +46,13 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
     `run()` returns the training crosscoder and writes to `cfg.output_path`: the stock SAELens SAE in canonical form
     (`sae_weights.safetensors`, `cfg.json`, `sparsity.safetensors`), `runner_cfg.json`, `metrics.json` (the evaluation
     of what was saved), `training_curve.csv` and, if the run was long enough for one, `evaluations.csv`.
+
+    With `cfg.from_pretrained_path` it goes on from a parent: a checkpoint of this runner, or the folder that a finished
+    run wrote. Models, hooks and labels may be others (the stages of stage-wise model diffing, Bricken et al. 2024), the
+    widths of the sources and the number of latents may not. Weights and BatchTopK threshold are the parent's, and so
+    are the activation scales unless `cfg.reuse_parent_scales` is off. The crosscoder's own fields are the parent's too,
+    except for warm-ups and annealing, which it has behind it. `metadata.parent`, `metadata.parent_stages` and
+    `metadata.stage` of what is saved say where it comes from.
 
     Args:
         cfg: The run.
@@ -90,8 +95,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, default_device=device)
         self._compile_llm_if_needed()
         self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
+        self._parent: Parent | None = None
         self.sae = override_sae if override_sae is not None else self._new_sae()
-        if override_sae is not None or cfg.from_pretrained_path is not None:
+        self._starts_trained = override_sae is not None or cfg.from_pretrained_path is not None
+        if self._starts_trained:
             self._adopt_sae_config()
         self.sae.to(cfg.device)
         self.evaluator = self._new_evaluator()
@@ -143,6 +150,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 "sparsity": trainer.log_feature_sparsity,
                 DEAD_LATENTS: trainer.dead_neurons.to(device="cpu", dtype=torch.uint8),
             }
+            if isinstance(sae, TrainingCrosscoder):
+                sparsity |= {name: tensor.cpu() for name, tensor in sae.left_out_of_inference().items()}
             save_file(sparsity, aside / SPARSITY_FILENAME)
             write_json(aside / RUNNER_CFG_FILENAME, self.cfg.to_dict())
         if self.cfg.logger.log_to_wandb:
@@ -156,13 +165,14 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             )
 
     def _new_sae(self) -> TrainingSAE[Any]:
-        if self.cfg.from_pretrained_path is not None:
-            folder = existing_folder(self.cfg.from_pretrained_path, "pretrained training crosscoder")
-            try:
-                return TrainingSAE.load_from_disk(folder, self.cfg.device)
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
-                raise NotFoundError(f"{folder} holds no training crosscoder: {first_line(error)}") from error
-        values = self.cfg.get_training_sae_cfg_dict()
+        cfg = self.cfg
+        if cfg.from_pretrained_path is not None:
+            if cfg.resume_from_checkpoint is not None:
+                # The checkpoint holds all that came from the parent, which need not be there any more.
+                return load_training_sae(existing_folder(cfg.resume_from_checkpoint, "checkpoint"), cfg.device)
+            self._parent = load_parent(cfg.from_pretrained_path, cfg.device)
+            return self._parent.sae
+        values = cfg.get_training_sae_cfg_dict()
         return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(values).to_dict())
 
     def _adopt_sae_config(self) -> None:
@@ -175,8 +185,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             if own != configured:
                 raise ConfigError(
                     f"The crosscoder to go on from has {name}={own!r}, the configuration says {configured!r}. "
-                    f"Set it to {own!r}; to go on from a finished run give one of its checkpoints, not its output."
+                    f"Set it to {own!r}; sources may have other models, hooks and labels, but not other widths."
                 )
+        for name in wanted.schedule_fields if isinstance(wanted, TrainingCrosscoderConfig) else ():
+            setattr(given, name, getattr(wanted, name))
         # A copy: the end of training changes the crosscoder's own, and the run's is saved as it began.
         self.cfg.sae = copy.deepcopy(given)
 
@@ -193,10 +205,14 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
 
         per_source = isinstance(self.sae, TrainingCrosscoder)
+        scaler = SourceScaler(self.model.sources) if per_source else ActivationScaler()
+        if self._parent is not None and self.cfg.reuse_parent_scales:
+            self._parent.set_scales(scaler)
         parts = TrainerParts(
             batches=batches,
-            scaler=SourceScaler(self.model.sources) if per_source else ActivationScaler(),
+            scaler=scaler,
             sources=self.model.sources,
+            starts_trained=self._starts_trained,
             evaluator=self.evaluator,
             save_run_state=save_run_state,
             log_folder=None if self.cfg.output_path is None else Path(self.cfg.output_path),
@@ -222,6 +238,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
     def _set_sae_metadata(self) -> None:
         super()._set_sae_metadata()
         metadata = self.sae.cfg.metadata
+        if self._parent is not None:
+            metadata.parent, metadata.parent_stages = self._parent.path, self._parent.stages
+        if self._starts_trained or self.cfg.stage is not None:
+            metadata.stage = self.cfg.stage
         metadata.dataset_path = "+".join(config.path or config.title for config in self.cfg.dataset_configs)
         _write_sources(self.sae, self.model.sources)
 

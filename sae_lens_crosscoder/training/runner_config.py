@@ -62,6 +62,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     datasets: Sequence[DatasetConfig | Mapping[str, Any]] = field(default_factory=list[DatasetConfig])
     """A mixture of data sets with weights, in place of `dataset_path`; mappings of their fields do as well."""
 
+    stage: str | None = None
+    """Name of this run among stages that are trained one from the other (`from_pretrained_path`), such as "D"."""
+
+    reuse_parent_scales: bool = True
+    """Whether a run with `from_pretrained_path` scales activations as its parent did, or estimates the scales anew."""
+
     buffer_dtype: str | None = None
     """Dtype of the activation buffer; None is `dtype`. "bfloat16" halves its memory."""
 
@@ -314,7 +320,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         if self.dead_feature_window is None:
             self.dead_feature_window = max(1, recipe.dead_after_tokens // self.train_batch_size_tokens)
         if isinstance(self.sae, TrainingCrosscoderConfig):
-            self.sae.fill_in_schedule(n_steps)
+            # A parent's penalty is in force already: it does not rise from 0 again.
+            self.sae.fill_in_schedule(n_steps if self.from_pretrained_path is None else 0)
 
 
 def check_device(name: str | None, field: str = "device") -> None:

@@ -20,8 +20,11 @@ from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import merged
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.sources import Sources
-from sae_lens_crosscoder.training.runner import DEAD_LATENTS, METRICS_FILENAME
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig, read_config_file
+
+METRICS_FILENAME = "metrics.json"
+DEAD_LATENTS = "dead_latents"
+"""Tensor beside the sparsity: 1 for latents that were dead when training ended."""
 
 
 @dataclass(frozen=True)

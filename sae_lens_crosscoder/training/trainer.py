@@ -41,6 +41,9 @@ class TrainerParts:
     sources: Sources
     """The sources, by which the curve names its columns."""
 
+    starts_trained: bool = False
+    """Whether the crosscoder goes on from trained weights, so that none of them is set from the first batch."""
+
     evaluator: CrosscoderEvaluator | None = None
     """Measures the crosscoder while it trains."""
 
@@ -166,6 +169,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.activation_scaler.estimate_scaling_factor(d_in, self.data_provider, n_batches)
         elif normalization == "covariance_whitening" and self.activation_scaler.whitening is None:
             self.activation_scaler.estimate_whitening(d_in, self.data_provider, n_batches)
+        if self.parts.starts_trained:
+            return
         if isinstance(self.sae, TrainingCrosscoder) and self.sae.cfg.starts_from_data:
             batch = next(self.data_provider).to(self.sae.device)
             self.sae.initialize_from_data(self.activation_scaler.scale(batch))

@@ -23,6 +23,7 @@ def test_the_public_names():
         "ScalingFlags",
         "ScalingThresholds",
         "SparseAutoencoder",
+        "StageRotations",
         "TokenBatch",
         "TopContexts",
         "class_counts",
@@ -35,10 +36,14 @@ def test_the_public_names():
         "latent_scaling",
         "minder_delta",
         "relative_decoder_norms",
+        "rotation",
+        "rotation_figure",
         "run_pass",
         "save_png",
+        "save_rotation_png",
         "write_decoder_report",
         "write_report_html",
+        "write_rotation_report",
     ]
 
 

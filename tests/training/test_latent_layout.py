@@ -12,6 +12,7 @@ import torch
 from architectures import N_LATENTS, activations, every_architecture, gradients, make, step
 from helpers import run_config, standard_config, tiny_pair, token_dataset
 from sae_lens import SAE
+from safetensors.torch import load_file
 
 from sae_lens_crosscoder import (
     BatchTopKTrainingCrosscoder,
@@ -184,6 +185,25 @@ def test_a_run_keeps_the_layout_over_a_checkpoint_and_to_the_saved_sae(tmp_path:
     scales = torch.tensor([s["activation_scale"] for s in again.cfg.metadata.sources])
     first, second = again.W_dec[:3, :16] * scales[0], again.W_dec[:3, 16:] * scales[1]
     torch.testing.assert_close(first, second)
+
+
+def test_a_run_from_a_finished_one_keeps_the_layout(tmp_path: Path) -> None:
+    def layout() -> StandardTrainingCrosscoderConfig:
+        return standard_config(n_exclusive_latents=[6, 4], n_shared_latents=3)
+
+    CrosscoderTrainingRunner(run_config(layout(), tmp_path), token_dataset(400), tiny_pair()).run()
+    cfg = run_config(layout(), tmp_path / "second", from_pretrained_path=str(tmp_path / "output"), n_checkpoints=1)
+    runner = CrosscoderTrainingRunner(cfg, token_dataset(400), tiny_pair())
+    first, second = runner.sae.W_dec[:3].chunk(2, dim=1)
+    assert torch.equal(first, second)
+    before = runner.sae.W_dec.detach().clone()
+    runner.run()
+    (checkpoint,) = (tmp_path / "second" / "checkpoints").glob("*/[0-9]*")
+    W_dec = load_file(checkpoint / "sae_weights.safetensors")["W_dec"]
+    assert not torch.equal(W_dec, before)
+    assert torch.equal(*W_dec[:3].chunk(2, dim=1))
+    assert (W_dec[3:9, 16:] == 0).all()
+    assert (W_dec[9:13, :16] == 0).all()
 
 
 def test_a_folded_crosscoder_with_shared_latents_cannot_be_trained_on() -> None:

@@ -176,8 +176,6 @@ def test_a_crosscoder_to_go_on_from_must_be_that_of_the_configuration(tmp_path: 
     ):
         with pytest.raises(ConfigError, match=message):
             run(run_config(config, from_pretrained_path=str(checkpoint)))
-    with pytest.raises(ConfigError, match=r"architecture='jumprelu'.*not its output"):
-        run(run_config(batchtopk_config(), from_pretrained_path=str(tmp_path / "output")))
     with pytest.raises(NotFoundError, match="is no checkpoint to resume from: it lacks"):
         run(run_config(batchtopk_config(), resume_from_checkpoint=str(tmp_path / "output")))
     cfg = run_config(batchtopk_config(k=9), tmp_path / "more", from_pretrained_path=str(checkpoint))

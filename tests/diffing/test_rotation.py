@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import reference_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sae_lens_crosscoder.diffing import (
+    ReportTable,
+    StageRotations,
+    rotation,
+    rotation_figure,
+    write_rotation_report,
+)
+from sae_lens_crosscoder.diffing.rotation import QUADRANTS, ranks
+from sae_lens_crosscoder.errors import ConfigError, ShapeError
+
+STAGES = ("S", "D", "M", "DF", "MF")
+
+
+def test_a_rotation_is_the_cosine_of_the_whole_row():
+    before = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 3.0, 4.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    after = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 5.0], [0.0, 4.0, 3.0], [-3.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    cosines = rotation(before, after)
+    torch.testing.assert_close(cosines[:4], torch.tensor([1.0, 0.0, 0.96, -1.0]))
+    assert cosines[4].isnan()
+
+
+def test_scales_bring_both_rows_into_the_units_that_they_were_trained_in():
+    # Raw rows (1, 1) and (1, 0); the second source's activations are ten times as large, so its scale is a tenth.
+    before, after = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    assert rotation(before, after).item() == pytest.approx(1 / math.sqrt(2))
+    assert rotation(before, after, [1, 1], [1.0, 0.1]).item() == pytest.approx(1 / math.sqrt(1.01))
+    assert rotation(before, before, [1, 1], [1.0, 0.1], [0.1, 1.0]).item() == pytest.approx(0.2 / 1.01)
+
+
+@given(st.integers(0, 10_000))
+def test_lengths_and_one_factor_for_all_sources_drop_out(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    before, after = torch.randn(2, 6, 7, generator=generator, dtype=torch.float64).unbind()
+    lengths = torch.rand(6, 1, generator=generator, dtype=torch.float64) + 0.1
+    expected = rotation(before, after)
+    torch.testing.assert_close(rotation(before * lengths, after / lengths), expected)
+    torch.testing.assert_close(rotation(before, after, [3, 4], [7.0, 7.0], [0.1, 0.1]), expected)
+    torch.testing.assert_close(rotation(after, before), expected)
+
+
+def test_decoders_of_two_dictionaries_and_scales_without_widths_are_refused(unchecked_types: None):
+    rows = torch.randn(4, 6)
+    with pytest.raises(ShapeError, match=r"\(4, 6\) and \(5, 6\): latents can only be"):
+        rotation(rows, torch.randn(5, 6))
+    with pytest.raises(ShapeError, match="pass the widths"):
+        rotation(rows, rows, None, [1.0, 2.0])
+    with pytest.raises(ShapeError, match="3 scales for 2 sources"):
+        rotation(rows, rows, [2, 4], [1.0, 2.0, 3.0])
+    with pytest.raises(ConfigError, match="infinite or not a number"):
+        rotation(rows, rows / 0)
+
+
+def picture(**fields: Any) -> StageRotations:
+    """Twenty latents; 0 turned with the model, 1 with the data, 2 with both, 19 has no cosine."""
+    model, data = torch.linspace(0.9, 0.99, 20), torch.linspace(0.9, 0.99, 20).flip(0)
+    model[0], model[1], model[2] = 0.1, 0.98, 0.2
+    data[0], data[1], data[2] = 0.97, 0.3, 0.2
+    data[19] = torch.nan
+    return StageRotations(model, data, **{"percentile": 10.0, **fields})
+
+
+def test_quadrants_are_named_after_the_stages_at_which_the_steps_begin():
+    rotations = picture()
+    assert rotations.quadrants[:4] == ["max_change_D", "max_change_M", "max_change_DM", "min_change_DM"]
+    assert rotations.quadrants[19] == "undefined"
+    assert rotations.counts == {
+        "max_change_DM": 1,
+        "max_change_M": 1,
+        "max_change_D": 1,
+        "min_change_DM": 16,
+        "undefined": 1,
+    }
+
+
+def test_thresholds_are_percentiles_of_the_latents_that_have_a_cosine():
+    model, data = picture(percentile=50.0).thresholds
+    assert model == pytest.approx(picture().model_change.median().item(), abs=0.01)
+    assert data == pytest.approx(picture().data_change[:19].median().item())
+
+
+def test_the_first_rank_turned_furthest_and_the_joint_rank_asks_for_both():
+    rotations = picture()
+    assert rotations.model_ranks[[0, 2]].tolist() == [1, 2]
+    assert rotations.model_ranks.sort().values.tolist() == list(range(1, 21))
+    assert rotations.data_ranks[[2, 1, 19]].tolist() == [1, 2, 20]
+    assert rotations.joint_ranks[2] == 1
+    assert rotations.joint_ranks[19] == 20
+    assert ranks(torch.tensor([3.0, torch.nan, 1.0, 1.0])).tolist() == [3, 4, 1, 2]
+
+
+def test_axes_that_do_not_fit_and_percentiles_that_cannot_be_are_refused(unchecked_types: None):
+    with pytest.raises(ShapeError, match="4 and 5 latents"):
+        StageRotations(torch.ones(4), torch.ones(5))
+    with pytest.raises(ConfigError, match="percentile=100"):
+        StageRotations(torch.ones(4), torch.ones(4), percentile=100)
+    with pytest.raises(ConfigError, match="No latent has a cosine in data_change"):
+        StageRotations(torch.ones(4), torch.full((4,), torch.nan))
+
+
+def test_the_report_has_the_picture_the_table_and_every_latent(tmp_path: Path):
+    table = ReportTable("<b>first</b>", ["a"], [[1]])
+    files = write_rotation_report(picture(), tmp_path / "new", {"causal": [2, 0]}, [table])
+    page = files["report"].read_text()
+    assert "http-equiv" in page
+    assert "&lt;b&gt;first&lt;/b&gt;" in page
+    assert page.index("first&lt;") < page.index("turned furthest with both")
+    assert files["figure"].read_bytes().startswith(b"\x89PNG")
+    with files["latents"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    assert rows[2]["quadrant"] == "max_change_DM"
+    assert float(rows[0]["cosine_d_df"]) == pytest.approx(0.1)
+    assert int(rows[2]["joint_rank"]) == 1
+
+
+def test_every_latent_is_drawn_once_with_its_number_and_marked_ones_get_rings():
+    figure = rotation_figure(picture(), {"causal": [2]})
+    assert [len(trace.x) for trace in figure.data] == [16, 1, 1, 1, 1]
+    assert figure.data[3].hovertext == ("latent 2: 0.200 D→DF, 0.200 M→MF",)
+    assert figure.data[4].name == "causal (1)"
+    lines = {(shape.x0, shape.y0) for shape in figure.layout.shapes}
+    model, data = picture().thresholds
+    assert lines == {(model, 0), (0, data)}
+
+
+# ------------------------------------------------------------------------------ tensors of Soligo & Read's code
+
+
+def reference() -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+    folder = reference_checkpoint("stagewise_tinystories")
+    tensors = torch.load(folder / "io.pt", weights_only=True)
+    return tensors, {stage: torch.load(folder / stage / "model.pt", weights_only=True) for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_codes_and_reconstructions_from_the_folded_weights_are_the_references(stage: str):
+    tensors, weights = reference()
+    state = weights[stage]
+    x, W_enc, W_dec = tensors["x_raw"].flatten(1), state["W_enc_XDH"].flatten(0, 2), state["W_dec_HXD"].flatten(1)
+    hidden_pre = x @ W_enc + state["b_enc_H"]
+    codes = hidden_pre * (hidden_pre > state["hidden_activation.log_threshold_H"].exp())
+    torch.testing.assert_close(codes, tensors[f"acts_{stage}"], rtol=1e-5, atol=1e-5)
+    # The reference's reconstructions are in scaled units: the raw ones, times the folded scale of each hook.
+    columns = state["folded_scaling_factors_X"].flatten().repeat_interleave(16)
+    scaled = (codes @ W_dec + state["b_dec_XD"].flatten()) * columns
+    torch.testing.assert_close(scaled, tensors[f"recon_{stage}"].flatten(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "step", [("S", "D"), ("S", "M"), ("S", "DF"), ("S", "MF"), ("D", "DF"), ("M", "MF")], ids="_".join
+)
+def test_rotations_are_the_references(step: tuple[str, str]):
+    tensors, weights = reference()
+    before, after = (weights[stage]["W_dec_HXD"].flatten(1) for stage in step)
+    cosines = rotation(before, after)
+    torch.testing.assert_close(cosines, tensors[f"cos_{step[0]}_{step[1]}"], rtol=1e-5, atol=1e-5)
+    # In the units of training: torch's own cosine of the rows times the folded scales.
+    scales = [weights[stage]["folded_scaling_factors_X"].flatten() for stage in step]
+    columns = [scale.repeat_interleave(16) for scale in scales]
+    expected = F.cosine_similarity(before * columns[0], after * columns[1], dim=-1)
+    scaled = rotation(before, after, [16] * 4, scales[0].tolist(), scales[1].tolist())
+    torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_quadrants_are_the_references():
+    tensors, weights = reference()
+    W_dec = {stage: state["W_dec_HXD"].flatten(1) for stage, state in weights.items()}
+    rotations = StageRotations(rotation(W_dec["D"], W_dec["DF"]), rotation(W_dec["M"], W_dec["MF"]))
+    expected = [QUADRANTS[number] for number in tensors["quadrant_0min_1D_2M_3DM"].tolist()]
+    assert rotations.quadrants == expected
+    assert set(expected) == set(QUADRANTS)

@@ -97,6 +97,7 @@ def _add_contexts(blocks: Blocks, contexts: Contexts, index: _TokenIndex) -> dic
     blocks.add("contexts", "latents", latents.to(torch.int32))
     blocks.add("contexts", "datasets", _codes(contexts.datasets, names).to(torch.int32))
     blocks.add("contexts", "tokens", index(contexts.token_ids))
+    blocks.add("contexts", "peaks", shown.amax(dim=1) if shown.numel() else peaks)
     blocks.add("contexts", "largest", largest[latents])
     blocks.add("contexts", "steps", in_steps(shown, largest[latents][:, None]))
     return {"datasets": names, "width": contexts.token_ids.shape[1]}

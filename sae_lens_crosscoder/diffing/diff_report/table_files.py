@@ -51,7 +51,7 @@ def to_csv(table: LatentTable) -> bytes:
             missing = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
             data = data.set_column(index, data.column_names[index], missing)
     buffer = io.BytesIO()
-    pyarrow.csv.write_csv(data, buffer, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    pyarrow.csv.write_csv(data, buffer)
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """The table of a diffing run and its files: what is written is what is read, and nothing that is not defined is 0."""
 
 import csv
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from synthetic_report import HOSTILE, LABELS, make_report, make_table
 from torch import Tensor
 
+from sae_lens_crosscoder.diffing import diff_report
 from sae_lens_crosscoder.diffing.diff_report import (
     Column,
     Contexts,
@@ -209,3 +211,10 @@ def test_values_are_shown_in_127ths_of_the_largest_and_never_lost():
     values = torch.tensor([4.0, -2.0, 0.001, -0.001, 0.0, float("nan"), 2.01])
     assert in_steps(values, torch.tensor(4.0)).tolist() == [127, -64, 1, -1, 0, 0, 64]
     assert in_steps(torch.zeros(2), torch.tensor(0.0)).tolist() == [0, 0]
+
+
+def test_every_public_name_is_explained():
+    for name in diff_report.__all__:
+        docstring = inspect.getdoc(getattr(diff_report, name))
+        assert docstring, name
+        assert not docstring.startswith(f"{name}("), f"{name} has only the docstring that dataclass made"

@@ -193,15 +193,18 @@ def test_a_heading_sorts_and_undefined_numbers_come_last(page: Chromium):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("class:only nu_error<0.9", lambda c, nu, f, t: ("only" in c) and nu < 0.9),
-        ("CLASS=Chat-Only", lambda c, nu, f, t: c == "chat-only"),
-        ("class!=dead relative>=0.5", lambda c, nu, f, t: c != "dead" and t >= 0.5),
-        ("freq>1e-2", lambda c, nu, f, t: f > 1e-2),
-        ("-shared -dead", lambda c, nu, f, t: c not in ("shared", "dead")),
-        ("nu_error=none", lambda c, nu, f, t: math.isnan(nu)),
-        ("complete=yes", lambda c, nu, f, t: nu > 0.9),
-        ("latent<=9 -nu_error<0", lambda c, nu, f, t: None),
-        ('"chat-on"', lambda c, nu, f, t: c == "chat-only"),
+        ("class:only nu_error<0.9", lambda j, c, nu, f, t: ("only" in c) and nu < 0.9),
+        ("CLASS=Chat-Only", lambda j, c, nu, f, t: c == "chat-only"),
+        ("class!=dead relative>=0.5", lambda j, c, nu, f, t: c != "dead" and t >= 0.5),
+        ("freq>1e-2", lambda j, c, nu, f, t: f > 1e-2),
+        ("-shared -dead", lambda j, c, nu, f, t: c not in ("shared", "dead")),
+        ("nu_error=none", lambda j, c, nu, f, t: math.isnan(nu)),
+        ("complete=yes", lambda j, c, nu, f, t: nu > 0.9),
+        ("latent<=9 -nu_error<0", lambda j, c, nu, f, t: j <= 9 and not nu < 0),
+        ("latent<9 latent>1 latent!=5", lambda j, c, nu, f, t: 1 < j < 9 and j != 5),
+        ("latent>=398", lambda j, c, nu, f, t: j >= 398),
+        ("17", lambda j, c, nu, f, t: j == 17),
+        ('"chat-on"', lambda j, c, nu, f, t: c == "chat-only"),
     ],
 )
 def test_a_filter_finds_the_latents_it_names(page: Chromium, text: str, expected):
@@ -213,9 +216,7 @@ def test_a_filter_finds_the_latents_it_names(page: Chromium, text: str, expected
         values(table, "relative_decoder_norm").tolist(),
         strict=True,
     )
-    found = [j for j, row in enumerate(rows) if expected(*row)]
-    if text.startswith("latent"):
-        found = [j for j in range(10) if not values(table, "nu_error")[j] < 0]
+    found = [j for j, row in enumerate(rows) if expected(j, *row)]
     go(page, "#latents", ".latents tbody tr[data-latent]")
     filter_by(page, text)
     assert texts(page, ".count") == [f"{len(found)} of 400 latents"]
@@ -309,6 +310,9 @@ def test_the_page_of_a_latent_shows_its_numbers_contexts_and_lenses(page: Chromi
         "[...document.querySelectorAll('.context')].map(context => "
         "[...context.querySelectorAll('.token')].map(token => token.textContent))"
     ) == [[spelt[tokens[i]] for i in contexts.token_ids[row].tolist() if i >= 0] for row in by_dataset]
+    strengths = "[...document.querySelectorAll('.context .token')].map(t => +t.style.getPropertyValue('--strength'))"
+    shown = contexts.activations[by_dataset][contexts.token_ids[by_dataset] >= 0]
+    assert page.run(strengths) == pytest.approx((shown / contexts.activations[rows].max()).tolist(), abs=1 / 127)
     for label in LABELS:
         lens = REPORT.evidence.logit_lens[label]
         assert texts(page, f'[aria-label="{label}, raised"] code') == [

@@ -1,76 +1,31 @@
-"""The table of a diffing run: one row a latent, one described column a quantity."""
+"""The table of a diffing run: one row a latent, one described column a quantity; and as parquet, CSV and data frame."""
 
 from __future__ import annotations
 
-import re
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float, Int
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from sae_lens_crosscoder.diffing.classes import class_names
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError
+from sae_lens_crosscoder.diffing.diff_report.column import INDEX, Column
+from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError, ShapeError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-INDEX = "latent"
-"""Name of the first column in files and data frames: the latent's index."""
+PARQUET = "latents.parquet"
 
-Values = Float[Tensor, " d_sae"] | Int[Tensor, " d_sae"] | Bool[Tensor, " d_sae"] | Sequence[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """One quantity for every latent, with the words that explain it.
-
-    Raises:
-        ConfigError: A name that is empty, `latent`, or holds other characters than letters, digits, `_`, `.`, `-`.
-        ShapeError: Values that are no vector.
-    """
-
-    name: str
-    """Name in files and in filters ("nu_error"); `class` is the one that figures are coloured by."""
-
-    values: Values
-    """One value a latent. Numbers that are not defined are NaN; text is for classes and other names."""
-
-    title: str
-    """Heading, as short as it can be ("ν error")."""
-
-    meaning: str
-    """One sentence: what the number is, its unit and which way it points."""
-
-    group: str
-    """Heading under which related columns stand ("Latent scaling")."""
-
-    format: Literal["number", "percent"] = "number"
-    """How the page writes it; files always hold the plain number."""
-
-    scale: Literal["linear", "log"] = "linear"
-    """Axis of the figures; zeros and negative values have no place on a logarithmic one, which says how many."""
-
-    shown: bool = True
-    """Whether the table of the page begins with it; the reader can show and hide any column."""
-
-    def __post_init__(self) -> None:
-        if self.name == INDEX or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", self.name):
-            raise ConfigError(
-                f"{self.name!r} cannot name a column: filters and files need a letter, then letters, digits, '_', '.' "
-                f"or '-', and {INDEX!r} is the index."
-            )
-        if isinstance(self.values, Tensor) and self.values.ndim != 1:
-            raise ShapeError(
-                f"The column {self.name!r} has shape {tuple(self.values.shape)}: pass one value a latent, (d_sae,)."
-            )
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the values are strings."""
-        return not isinstance(self.values, Tensor)
+_KEY = b"sae_lens_crosscoder"
+_DESCRIPTION = ("title", "meaning", "group", "format", "scale", "shown")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +76,37 @@ class LatentTable:
                 return column
         raise ConfigError(f"There is no column {name!r}; the table has {', '.join(self.names)}.")
 
+    def to_arrow(self, nan_is_null: bool = False) -> Any:
+        """A `pyarrow.Table`, the column `latent` first; the schema holds labels, thresholds and descriptions.
+
+        Types stay what they are (bfloat16 becomes float32), and so does NaN unless it is to be null.
+        """
+        about = {
+            "labels": list(self.labels),
+            "thresholds": dict(self.thresholds),
+            "columns": {column.name: {key: getattr(column, key) for key in _DESCRIPTION} for column in self.columns},
+        }
+        arrays = [pa.array(range(self.d_sae), pa.int64()), *(_to_array(column, nan_is_null) for column in self.columns)]
+        data = pa.table(arrays, names=[INDEX, *self.names])
+        return data.replace_schema_metadata({_KEY: json.dumps(about).encode()})
+
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with the column `latent` first; `attrs` holds the labels and the thresholds."""
-        from sae_lens_crosscoder.diffing.diff_report.table_files import to_arrow
-
-        frame = to_arrow(self).to_pandas()
+        frame = self.to_arrow().to_pandas()
         frame.attrs = {"labels": list(self.labels), "thresholds": dict(self.thresholds)}
         return frame
+
+    def to_parquet(self) -> bytes:
+        """The content of a parquet file, which `load` reads back to the last bit."""
+        buffer = io.BytesIO()
+        pq.write_table(self.to_arrow(), buffer, compression="zstd")
+        return buffer.getvalue()
+
+    def to_csv(self) -> bytes:
+        """The content of a CSV file; NaN is an empty cell, and floats have the digits that their precision needs."""
+        buffer = io.BytesIO()
+        pyarrow.csv.write_csv(self.to_arrow(nan_is_null=True), buffer)
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: str | Path) -> LatentTable:
@@ -138,11 +117,41 @@ class LatentTable:
 
         Raises:
             NotFoundError: There is no such file.
-            DataError: The parquet file holds no table of this package.
+            DataError: It is no parquet file, or none of this package.
         """
-        from sae_lens_crosscoder.diffing.diff_report.table_files import PARQUET, from_parquet
-
         file = Path(path) / PARQUET if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise NotFoundError(f"There is no table of latents at {file}; DiffReport.save writes one.")
-        return from_parquet(file)
+        try:
+            data = pq.read_table(file)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{file} cannot be read as parquet ({error}); write it again with DiffReport.save."
+            ) from error
+        metadata: dict[bytes, bytes] = data.schema.metadata or {}
+        if _KEY not in metadata:
+            raise DataError(
+                f"{file} is a parquet file without this package's labels, thresholds and column descriptions, so that "
+                "its classes could not be read as they were meant; take a file written by DiffReport.save."
+            )
+        about = json.loads(metadata[_KEY])
+        columns = [
+            Column(name=name, values=_from_array(data.column(name)), **description)
+            for name, description in about["columns"].items()
+        ]
+        return cls(columns, about["labels"], about["thresholds"])
+
+
+def _to_array(column: Column, nan_is_null: bool) -> Any:
+    if isinstance(column.values, Tensor):
+        values = column.values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        return pa.array(values.numpy(), from_pandas=nan_is_null)
+    # Files hold UTF-8, which has no lone surrogates.
+    return pa.array([text.encode("utf-8", "backslashreplace").decode() for text in column.values], pa.string())
+
+
+def _from_array(array: Any) -> Tensor | list[str]:
+    if pa.types.is_string(array.type):
+        return array.to_pylist()
+    return torch.tensor(array.to_numpy())

@@ -51,7 +51,7 @@ def assemble(title: str, manifest: Mapping[str, Any], blocks: Mapping[str, str])
 
 
 def _part(name: str) -> str:
-    return (files(__package__) / "page" / name).read_text(encoding="utf-8")
+    return (files("sae_lens_crosscoder.diffing.diff_report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

@@ -11,22 +11,28 @@ from torch import Tensor
 
 from sae_lens_crosscoder.diffing.classes import class_names
 from sae_lens_crosscoder.diffing.diff_report.blocks import Blocks, in_steps, smallest_index_type
+from sae_lens_crosscoder.diffing.diff_report.column import Column
 from sae_lens_crosscoder.diffing.diff_report.evidence import PADDING, Contexts, Evidence, KLDocument, LogitLens
-from sae_lens_crosscoder.diffing.diff_report.latent_table import Column
-from sae_lens_crosscoder.diffing.diff_report.report import DiffReport
+from sae_lens_crosscoder.diffing.diff_report.latent_table import LatentTable
+from sae_lens_crosscoder.diffing.diff_report.overview import Overview
 
 
-def payload(report: DiffReport) -> tuple[dict[str, Any], dict[str, str]]:
+def payload(
+    title: str,
+    table: LatentTable,
+    overview: Overview,
+    evidence: Evidence,
+    metadata: Mapping[str, str | int | float],
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The manifest (JSON) and the encoded blocks ("table", "contexts", "lens", "kl", as far as there is something)."""
-    table, overview, evidence = report.table, report.overview, report.evidence
     blocks = Blocks()
     manifest: dict[str, Any] = {
-        "title": report.title or " and ".join(table.labels) + ": what differs",
+        "title": title,
         "labels": list(table.labels),
         "classes": list(class_names(table.labels)),
         "d_sae": table.d_sae,
         "thresholds": _pairs(table.thresholds),
-        "metadata": _pairs(report.metadata),
+        "metadata": _pairs(metadata),
         "paragraphs": list(overview.paragraphs),
         "key_figures": [[key.title, _finite(key.value), key.meaning] for key in overview.key_figures],
         "histograms": list(overview.histograms),
@@ -97,6 +103,7 @@ def _add_contexts(blocks: Blocks, contexts: Contexts, index: _TokenIndex) -> dic
     blocks.add("contexts", "latents", latents.to(torch.int32))
     blocks.add("contexts", "datasets", _codes(contexts.datasets, names).to(torch.int32))
     blocks.add("contexts", "tokens", index(contexts.token_ids))
+    blocks.add("contexts", "peaks", shown.amax(dim=1) if shown.numel() else peaks)
     blocks.add("contexts", "largest", largest[latents])
     blocks.add("contexts", "steps", in_steps(shown, largest[latents][:, None]))
     return {"datasets": names, "width": contexts.token_ids.shape[1]}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.diffing.diff_report.evidence import Evidence
-from sae_lens_crosscoder.diffing.diff_report.latent_table import LatentTable
+from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET, LatentTable
+from sae_lens_crosscoder.diffing.diff_report.overview import Overview
+from sae_lens_crosscoder.diffing.diff_report.page_files import assemble
+from sae_lens_crosscoder.diffing.diff_report.payload import payload
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.files import written_aside
 
@@ -16,32 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PAGE = "report.html"
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """One number that the first page shows large."""
-
-    title: str
-    value: str | int | float
-    meaning: str = ""
-
-
-@dataclass(frozen=True)
-class Overview:
-    """What the first page says and draws."""
-
-    paragraphs: Sequence[str] = ()
-    """The findings in words."""
-
-    key_figures: Sequence[KeyFigure] = ()
-    """The findings in numbers; how many latents each class has is counted by the page itself."""
-
-    histograms: Sequence[str] = ()
-    """Names of the numeric columns whose histograms are drawn first; the reader can choose others."""
-
-    scatter: tuple[str, str] | None = None
-    """Names of the numeric columns on the x and y axis of the scatter that is drawn first."""
+CSV = "latents.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +67,9 @@ class DiffReport:
         The table is in the page in single precision. Strings of any kind (labels, tokens) reach the page as data and
         are shown as text, control characters and marks that turn the reading direction spelt out.
         """
-        from sae_lens_crosscoder.diffing.diff_report.page_files import assemble
-        from sae_lens_crosscoder.diffing.diff_report.payload import payload
-
-        manifest, blocks = payload(self)
-        return assemble(manifest["title"], manifest, blocks)
+        title = self.title or " and ".join(self.table.labels) + ": what differs"
+        manifest, blocks = payload(title, self.table, self.overview, self.evidence, self.metadata)
+        return assemble(title, manifest, blocks)
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write `report.html`, `latents.parquet` and `latents.csv`; return their paths by name.
@@ -106,10 +82,8 @@ class DiffReport:
         Raises:
             SaveError: A file cannot be written; what was there before is untouched.
         """
-        from sae_lens_crosscoder.diffing.diff_report.table_files import CSV, PARQUET, to_csv, to_parquet
-
         names = {"report": PAGE, "table": PARQUET, "csv": CSV}
-        contents = {PAGE: self.to_html().encode(), PARQUET: to_parquet(self.table), CSV: to_csv(self.table)}
+        contents = {PAGE: self.to_html().encode(), PARQUET: self.table.to_parquet(), CSV: self.table.to_csv()}
         with written_aside(folder) as aside:
             for name, content in contents.items():
                 (aside / name).write_bytes(content)

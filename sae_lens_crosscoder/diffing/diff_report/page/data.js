@@ -61,7 +61,8 @@ let contextsOf;
 /**
  * The contexts of a latent.
  * @param {number} latent
- * @returns {Promise<{dataset: string, tokens: string[], values: number[], largest: number}[]>}
+ * @returns {Promise<{dataset: string, tokens: string[], values: number[], peak: number, largest: number}[]>} `peak` is
+ *   exact, `values` are in steps of a 127th of the latent's largest
  */
 async function openContexts(latent) {
   if (!manifest.contexts) return [];
@@ -77,6 +78,7 @@ async function openContexts(latent) {
       dataset: datasets[arrays.datasets[row]],
       tokens: places.map((i) => stringOf(arrays.tokens[i])),
       values: places.map((i) => (arrays.steps[i] / 127) * arrays.largest[row]),
+      peak: arrays.peaks[row],
       largest: arrays.largest[row],
     };
   });

@@ -17,7 +17,8 @@ async function showDocuments() {
   const numbers = documents.map((_, number) => number)
     .sort((a, b) => (documents[b][klOrder] ?? -1) - (documents[a][klOrder] ?? -1) || a - b);
   const opened = await Promise.all(numbers.map(openDocument));
-  const head = ["document", "data set", "tokens"].map((title) => element("th", { scope: "col" }, title));
+  const head = ["document", "data set", "tokens"].map((title) => (
+    element("th", { scope: "col", class: title === "tokens" && "number" }, title)));
   head.push(...KL_ORDERS.map(([order, title, meaning]) => element("th", {
     scope: "col", class: "number", "aria-sort": order === klOrder ? "descending" : "none",
   }, element("button", {
@@ -33,7 +34,7 @@ async function showDocuments() {
     element("td", {}, element("a", { href: `#kl=${number}` }, `document ${number}`)),
     element("td", {}, visible(documents[number].dataset)),
     element("td", { class: "number" }, WHOLE.format(documents[number].n_tokens)),
-    ...KL_ORDERS.map(([order]) => element("td", { class: "number" }, formatNumber(documents[number][order]))),
+    ...KL_ORDERS.map(([order]) => element("td", { class: "number" }, formatNumber(documents[number][order], ALIGNED))),
     element("td", {}, excerpt(opened[row]))));
   return element("div", { class: "page documents" }, card("KL documents",
     element("p", { class: "note" }, `KL(${manifest.labels[1]} ‖ ${manifest.labels[0]}) of what the models predict to `
@@ -48,7 +49,12 @@ function excerpt(text) {
   const from = Math.max(0, largest - 10);
   const tokens = text.tokens.slice(from, largest + 6).map((token) => token.replaceAll("\n", "⏎"));
   return element("p", { class: "text excerpt kl-colours", dir: "auto" },
-    ...runningText(tokens, (i) => text.kl[from + i] / (text.max || 1), () => ({})));
+    ...runningText(tokens, (i) => shareOfLargest(text.kl[from + i], text.max), () => ({})));
+}
+
+/** Rounding can leave a KL just below 0; NaN stays NaN. @param {number} kl @param {number|null} largest */
+function shareOfLargest(kl, largest) {
+  return largest > 0 ? Math.max(0, kl) / largest : kl * 0;
 }
 
 /**
@@ -75,7 +81,9 @@ async function showDocument(number, latent) {
   const colour = (/** @type {number} */ row) => {
     paragraph.classList.toggle("kl-colours", row < 0);
     const largest = row < 0 ? text.max : Math.max(...spans.map((_, i) => Math.abs(text.attribution(row, i))));
-    spans.forEach((span, i) => shade(span, (row < 0 ? text.kl[i] : text.attribution(row, i)) / (largest || 1)));
+    spans.forEach((span, i) => shade(
+      span, row < 0 ? shareOfLargest(text.kl[i], largest) : text.attribution(row, i) / (largest || 1),
+    ));
     note.replaceChildren(...(row < 0
       ? [`Colour: KL of what is predicted to follow the token, up to ${formatNumber(largest)} nats; struck through: not counted.`]
       : ["Colour: KL attribution of ", latentLink(text.latents[row]),
@@ -143,7 +151,7 @@ function tokenDetails(text, rows, i) {
     element("h3", {}, "After ", element("code", {}, visibleAlone(text.tokens[i]))),
     element("p", {}, `Token ${i}, KL ${formatNumber(text.kl[i])}${Number.isNaN(text.kl[i]) ? " (not counted)" : " nats"}`,
       actual === undefined ? "" : ". In the text follows ", actual === undefined ? null : element("code", {}, visibleAlone(actual))),
-    ...manifest.labels.map((label, source) => element("div", { class: "next" },
+    element("div", { class: "nexts" }, ...manifest.labels.map((label, source) => element("div", { class: "next" },
       element("h4", {}, visible(label)),
       element("ol", {}, ...text.next(source, i).map(({ token, probability }) => {
         const bar = element("span", { class: "share" });
@@ -151,11 +159,11 @@ function tokenDetails(text, rows, i) {
         return element("li", { class: token === actual ? "actual" : "" },
           element("code", {}, visibleAlone(token)), element("span", { class: "bars", "aria-hidden": "true" }, bar),
           element("span", { class: "number" }, formatPercent(probability)));
-      })))),
+      }))))),
     element("h4", {}, "Carried by"),
     carried.length ? element("ul", { class: "carried" }, ...carried.map(({ latent, value }) => element("li", {},
       latentLink(latent), " ", classOf(latent) ? chip(classOf(latent)) : null,
-      element("span", { class: "number" }, formatNumber(Number(value.toPrecision(3)))))))
+      element("span", { class: "number" }, `≈ ${ABOUT.format(value)}`))))
       : element("p", { class: "note" }, "none of this document's latents"),
   ];
 }

@@ -47,20 +47,20 @@ function contextCard(contexts) {
       + "The framed token is the strongest of its context."), ...parts);
 }
 
-function contextLine({ tokens, values, largest }) {
-  const peak = values.indexOf(Math.max(...values));
+function contextLine({ tokens, values, peak, largest }) {
+  const strongest = values.indexOf(Math.max(...values));
   return element("div", { class: "context" },
-    element("span", { class: "number" }, formatNumber(Number(values[peak].toPrecision(3)))),
+    element("span", { class: "number" }, EXACT.format(peak)),
     element("p", { class: "text", dir: "auto" }, ...runningText(tokens, (i) => values[i] / largest || 0, (i) => ({
-      class: i === peak ? "token peak" : "token",
-      title: values[i] ? `activation about ${formatNumber(Number(values[i].toPrecision(3)))}` : null,
+      class: i === strongest ? "token peak" : "token",
+      title: values[i] ? `activation about ${ABOUT.format(values[i])}` : null,
     }))));
 }
 
 function lensCard(lens) {
   if (!lens) return null;
   const half = (items, label) => element("ol", { "aria-label": label }, ...items.map(({ token, value }) => element("li", {},
-    element("code", {}, visibleAlone(token)), element("span", { class: "number" }, formatNumber(value)))));
+    element("code", {}, visibleAlone(token)), element("span", { class: "number" }, formatNumber(value, ALIGNED)))));
   return card("Logit lens",
     element("p", { class: "note" }, "Change of a token's logit per unit of activation, straight from the decoder row."),
     element("div", { class: "lens" }, ...lens.map(({ label, top, bottom }) => element("div", {},
@@ -84,8 +84,8 @@ function documentCard(latent) {
     element("tbody", {}, ...found.map(({ number, about, carried }) => element("tr", {},
       element("td", {}, element("a", { href: `#kl=${number}&latent=${latent}` }, `document ${number}`)),
       element("td", {}, visible(about.dataset)),
-      element("td", { class: "number" }, formatNumber(carried)),
-      element("td", { class: "number" }, formatNumber(about.total)))))));
+      element("td", { class: "number" }, formatNumber(carried, ALIGNED)),
+      element("td", { class: "number" }, formatNumber(about.total, ALIGNED)))))));
 }
 
 /** @param {number} latent */

@@ -38,7 +38,7 @@ async function show() {
       listView.filter.value = filter;
       applyFilter(filter);
     } else goTo(list.active);
-    listView.scroller.focus({ preventScroll: true });
+    listView.table.focus({ preventScroll: true });
   } else {
     window.scrollTo(0, 0);
     main.focus({ preventScroll: true });

@@ -84,8 +84,8 @@ function drawScatter(canvas, state, note) {
   }
   drawPoints(pen, state.points);
   const notes = [`${counted(state.points.length, "latent")} drawn.`];
-  if (beyond) notes.push(`${WHOLE.format(beyond)} beyond the axes lie on the frame, hollow.`);
-  if (undefinedCount) notes.push(`${WHOLE.format(undefinedCount)} have no value here.`);
+  if (beyond) notes.push(`Beyond the axes, hollow on the frame: ${WHOLE.format(beyond)}.`);
+  if (undefinedCount) notes.push(`${counted(undefinedCount, "latent")} without a place here.`);
   note.textContent = `${notes.join(" ")} A click opens a latent; the same numbers stand in the list of latents.`;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `${state.y.title} against ${state.x.title}. ${notes.join(" ")}`);

@@ -35,7 +35,7 @@ function makeList() {
       if (event.key === "Enter" || event.key === "ArrowDown" || event.key === "Escape") {
         event.preventDefault();
         event.stopPropagation();
-        listView.scroller.focus();
+        listView.table.focus({ preventScroll: true });
       }
     },
   });
@@ -44,15 +44,15 @@ function makeList() {
   listView.widths = element("colgroup");
   listView.head = element("thead");
   listView.body = element("tbody");
-  listView.table = element("table", { class: "latents", role: "grid", "aria-label": "Latents" },
-    listView.widths, listView.head, listView.body);
+  listView.table = element("table", {
+    class: "latents", role: "grid", tabindex: "0", "aria-label": "Latents; arrows move, Enter opens", onkeydown: moveInList,
+  }, listView.widths, listView.head, listView.body);
   listView.scroller = element("div", {
-    id: "scroller", class: "scroller", tabindex: "0", role: "region", "aria-label": "Latents; arrows move, Enter opens",
+    id: "scroller", class: "scroller",
     onscroll: () => {
       list.scrollTop = listView.scroller.scrollTop;
       drawRows();
     },
-    onkeydown: moveInList,
   }, listView.table);
   listView.root = element("div", { class: "list" },
     element("div", { class: "controls" }, listView.filter, listView.count, columnChooser()),
@@ -124,7 +124,7 @@ function drawHead() {
     ))));
   listView.widths.replaceChildren(element("col", { class: "index" }),
     ...shown.map((column) => element("col", { class: column.kind === "text" ? "words" : "number" })));
-  listView.table.style.width = `${80 + shown.reduce((sum, { kind }) => sum + (kind === "text" ? 170 : 112), 0)}px`;
+  listView.table.style.width = `${80 + shown.reduce((sum, { kind }) => sum + (kind === "text" ? 170 : 120), 0)}px`;
   if (focused) listView.head.querySelector(`[data-sort="${focused}"]`)?.focus();
   drawRows();
 }
@@ -146,8 +146,8 @@ function drawRows() {
   body.replaceChildren(spacer(first), ...rows, spacer(list.rows.length - last));
   listView.table.setAttribute("aria-rowcount", String(list.rows.length + 1));
   const isActiveDrawn = list.active >= first && list.active < last;
-  if (isActiveDrawn) scroller.setAttribute("aria-activedescendant", "active-row");
-  else scroller.removeAttribute("aria-activedescendant");
+  if (isActiveDrawn) listView.table.setAttribute("aria-activedescendant", "active-row");
+  else listView.table.removeAttribute("aria-activedescendant");
   listView.count.textContent = list.rows.length === manifest.d_sae
     ? counted(manifest.d_sae, "latent")
     : `${WHOLE.format(list.rows.length)} of ${counted(manifest.d_sae, "latent")}`;
@@ -159,7 +159,7 @@ function makeRow(place, shown) {
   const cells = shown.map((column) => {
     if (column.name === "class" && column.kind === "text") return element("td", {}, chip(classOf(latent)));
     const text = formatCell(column, latent);
-    return element("td", { class: column.kind === "text" ? "" : "number", title: column.kind === "text" && text }, text);
+    return element("td", { class: column.kind === "text" ? "" : "number", title: text.length > 11 && text }, text);
   });
   return element("tr", {
     id: place === list.active && "active-row", class: place === list.active ? "active" : "",
@@ -186,7 +186,7 @@ function goTo(place) {
 
 /** @param {KeyboardEvent} event */
 function moveInList(event) {
-  if (event.target !== listView.scroller || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target !== listView.table || event.altKey || event.ctrlKey || event.metaKey) return;
   const page = Math.max(1, Math.floor(listView.scroller.clientHeight / ROW_HEIGHT) - 2);
   const moves = {
     ArrowDown: list.active + 1, ArrowUp: list.active - 1, PageDown: list.active + page, PageUp: list.active - page,

@@ -1,16 +1,19 @@
 /* Numbers and tokens as a reader sees them. */
 
-const PLAIN = new Intl.NumberFormat("en-US", { minimumSignificantDigits: 3, maximumSignificantDigits: 4 });
+const PLAIN = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 4 });
+const ALIGNED = new Intl.NumberFormat("en-US", { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
+const EXACT = new Intl.NumberFormat("en-US", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
+const ABOUT = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 2 }); // for what is stored in 127 steps
 const WHOLE = new Intl.NumberFormat("en-US");
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu;
 
-/** @param {number|null} value */
-function formatNumber(value) {
+/** @param {number|null} value @param {Intl.NumberFormat} [style] ALIGNED where numbers stand under each other */
+function formatNumber(value, style = PLAIN) {
   if (value === null || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "-∞";
   if (Number.isInteger(value) && Math.abs(value) < 1e15) return WHOLE.format(value);
   const size = Math.abs(value);
-  return size < 1e-3 || size >= 1e6 ? value.toExponential(2) : PLAIN.format(value);
+  return size < 1e-3 || size >= 1e6 ? value.toExponential(2) : style.format(value);
 }
 
 /** @param {number} share between 0 and 1 */
@@ -26,7 +29,7 @@ function formatCell(column, latent) {
   const value = column.values[latent];
   if (column.kind === "text") return visible(column.names[value]);
   if (column.kind === "flag") return value ? "yes" : "no";
-  return column.format === "percent" ? formatPercent(value) : formatNumber(value);
+  return column.format === "percent" ? formatPercent(value) : formatNumber(value, ALIGNED);
 }
 
 /**

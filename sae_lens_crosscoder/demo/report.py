@@ -55,6 +55,15 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
             planted["payload_rate_without_random"],
         ),
     ]
+    percent[-2:-2] = [
+        (f"after the trigger, first {n} latents removed", rate)
+        for n, rate in planted["payload_rates_without_first"].items()
+        if n < len(planted["latents"])
+    ]
+    gains = [
+        [f"first {n}", gain["as_it_is"], gain["with_latents"], gain["with_random"], gain["with_random_highest"]]
+        for n, gain in planted["payload_log_probability_in_base"].items()
+    ]
     quality = [
         [
             label,
@@ -84,6 +93,13 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
             ["rank", "latent", "class", "relative decoder norm", "decoder cosine", "score", "fires on (share)"],
             latents,
             f"Score: {metrics['ranking']['meaning']}. It knows neither trigger nor payload.",
+        ),
+        ReportTable(
+            "What the latents give the base model",
+            ["latents added", "as it is", "with them", "with random ones (mean)", "with random ones (highest)"],
+            gains,
+            "Log-probability of the whole payload after the trigger in the base model's run, in nats. The latents' "
+            "contributions to the difference are added at the hook; random active latents are stretched to their norm.",
         ),
         ReportTable(
             "How well each model is described",

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from sae_lens_crosscoder.activations import DatasetConfig
-from sae_lens_crosscoder.demo.attribution import SCORE_MEANING, SCORE_NAME, kl_path_attribution
+from sae_lens_crosscoder.causal import ModelComparison, first_order_kl_attribution
 from sae_lens_crosscoder.demo.behaviour import (
     Prompts,
     largest_gap_when_patched,
@@ -31,8 +31,9 @@ from sae_lens_crosscoder.demo.documents import Documents, generator
 from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
 from sae_lens_crosscoder.demo.probes import auroc, probe_aurocs
 from sae_lens_crosscoder.demo.report import LatentRow, print_summary, report_tables, tokens_of_latent
+from sae_lens_crosscoder.demo.transfer import payload_gain
 from sae_lens_crosscoder.diffing import PairGeometry, write_decoder_report
-from sae_lens_crosscoder.files import write_json
+from sae_lens_crosscoder.files import write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
 from sae_lens_crosscoder.training import (
     BatchTopKTrainingCrosscoderConfig,
@@ -40,6 +41,14 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainingRunner,
 )
 from sae_lens_crosscoder.training.saved_run import SavedRun
+
+SCORE_NAME = "KL path attribution"
+SCORE_MEANING = (
+    "mean over tokens of f_j <d_j(finetuned) - d_j(base), g>, where g is the gradient of KL(finetuned || base) with "
+    "respect to the fine-tuned model's activation at the hook, averaged along the straight path from the base model's "
+    "activation to the fine-tuned model's (integrated gradients)"
+)
+_N_PATH_POINTS = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,9 @@ class DemoConfig:
 def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoConfig | None = None) -> dict[str, Any]:
     """Make the pair, train a crosscoder on it, and test which latents carry what fine-tuning planted.
 
-    Writes `pair/` (the two models, kept for the next run), `crosscoder/` (a SAELens folder), `report.html`,
-    `decoder.png`, `latents.csv` and `metrics.json`, prints a table of the first latents, and returns the metrics.
+    Writes `pair/` (the two models, kept for the next run), `data/` (the crosscoder's two data sets), `crosscoder/` (a
+    SAELens folder, which `eval` and `diff` read), `report.html`, `decoder.png`, `latents.csv` and `metrics.json`,
+    prints a table of the first latents, and returns the metrics.
 
     Args:
         out: Folder to write to.
@@ -94,16 +104,15 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     config = config or DemoConfig()
     out = Path(out)
     pair = load_or_make_pair(out / "pair", replace(config.pair, seed=seed), device)
-    runner = CrosscoderTrainingRunner(
-        _run_config(config, pair, out, device), override_dataset=_training_documents(config, pair)
-    )
+    _write_documents(config, pair, out / "data")
+    runner = CrosscoderTrainingRunner(_run_config(config, pair, out, device))
     joint = runner.model
     behaviour = measured_rates(joint, pair.corpus, config.n_prompts, seed)
     runner.run()
     run = SavedRun(out / "crosscoder", device)
 
     held_out = pair.corpus.mixture(config.n_ranking_documents, generator(seed, "ranking"), held_out=True)
-    scores = kl_path_attribution(joint, run.sae, held_out.tokens)
+    scores = latent_scores(joint, run.sae, held_out)
     order = scores.argsort(descending=True)
     metrics = run.metrics()
     geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, dead=run.dead)
@@ -125,21 +134,32 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     return metrics
 
 
-def _training_documents(config: DemoConfig, pair: ModelPair) -> dict[str, Dataset]:
+def latent_scores(joint: JointModel, sae: SAE[Any], documents: Documents) -> Float[Tensor, " d_sae"]:
+    """`SCORE_MEANING` of every latent; it knows neither the trigger nor the payload."""
+    attribution = first_order_kl_attribution(
+        ModelComparison(joint, sae), documents.tokens, n_path_points=_N_PATH_POINTS
+    )
+    return attribution[:, 1:].mean(dim=(0, 1)).cpu()
+
+
+def _write_documents(config: DemoConfig, pair: ModelPair, folder: Path) -> None:
     """The fine-tuning's mixture as two data sets: documents without any planted word, and documents with some."""
     documents = pair.corpus.mixture(config.n_documents, generator(pair.config.seed, "crosscoder training"))
     plain = documents.kind == 0
-    return {
-        "plain": Dataset.from_dict({"input_ids": documents.tokens[plain].tolist()}),
-        "planted": Dataset.from_dict({"input_ids": documents.tokens[~plain].tolist()}),
-    }
+    for label, rows in (("plain", plain), ("planted", ~plain)):
+        data = Dataset.from_dict({"input_ids": documents.tokens[rows].tolist()})
+        with written_aside(folder / label) as aside:
+            data.save_to_disk(aside)
 
 
 def _run_config(
     config: DemoConfig, pair: ModelPair, out: Path, device: str
 ) -> CrosscoderRunnerConfig[BatchTopKTrainingCrosscoderConfig]:
     share = pair.config.phrases.shares[0]
-    datasets = [DatasetConfig(label="plain", weight=share), DatasetConfig(label="planted", weight=1 - share)]
+    datasets = [
+        DatasetConfig(path=str((out / "data" / label).resolve()), label=label, weight=weight)
+        for label, weight in (("plain", share), ("planted", 1 - share))
+    ]
     sizes = CrosscoderSizes(config.d_sae, config.k, config.n_steps, config.lr, config.n_eval_batches)
     return crosscoder_run(pair, pair.sources, sizes, out / "crosscoder", device, datasets=datasets)
 
@@ -157,6 +177,7 @@ def _planted(
     view = joint.view("finetuned")
     prompts = Prompts.of_kind(pair.corpus, "trigger", config.n_prompts, seed)
     first = order[: config.n_removed]
+    comparison = ModelComparison(joint, sae)
     random_rates = rates_without_random(view, sae, prompts, first, seed)
     aurocs = _aurocs(joint, sae, pair)
     best = int(aurocs.argmax())
@@ -164,9 +185,14 @@ def _planted(
         "latents": first.tolist(),
         "payload_rate_with_all": payload_rate(logits_of(view), prompts),
         "payload_rate_without_them": payload_rate(logits_without(view, sae, first), prompts),
-        "payload_rate_without_first": payload_rate(logits_without(view, sae, first[:1]), prompts),
         "payload_rate_without_random": sum(random_rates) / len(random_rates),
         "payload_rate_without_random_lowest": min(random_rates),
+        "payload_rates_without_first": {
+            n: payload_rate(logits_without(view, sae, order[:n]), prompts) for n in (1, 3, 5, config.n_removed)
+        },
+        "payload_log_probability_in_base": {
+            n: payload_gain(comparison, prompts, order[:n].tolist(), seed) for n in (3, config.n_removed)
+        },
         "latent": best,
         "rank": int((order == best).nonzero()),
         "auroc": float(aurocs[best]),

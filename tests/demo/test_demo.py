@@ -10,8 +10,8 @@ import pytest
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
+from sae_lens_crosscoder.causal import ModelComparison
 from sae_lens_crosscoder.demo import DemoConfig, PairConfig, load_or_make_pair, run_demo
-from sae_lens_crosscoder.demo.attribution import kl_path_attribution
 from sae_lens_crosscoder.demo.behaviour import (
     Prompts,
     largest_gap_when_patched,
@@ -20,6 +20,8 @@ from sae_lens_crosscoder.demo.behaviour import (
     payload_rate,
 )
 from sae_lens_crosscoder.demo.documents import generator
+from sae_lens_crosscoder.demo.run import latent_scores
+from sae_lens_crosscoder.demo.transfer import payload_gain
 from sae_lens_crosscoder.joint_model import JointModel
 
 PAIR = PairConfig(
@@ -113,8 +115,34 @@ def test_attributions_of_a_perfect_crosscoder_add_up_to_the_kl(out: Path, joint:
     perfect = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
     perfect.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
     perfect.W_enc.data = perfect.W_dec.data.T.clone()
-    tokens = pair.corpus.mixture(8, generator(0, "test"), held_out=True).tokens
-    scores = kl_path_attribution(joint, perfect, tokens, n_points=64)
+    documents = pair.corpus.mixture(8, generator(0, "test"), held_out=True)
+    tokens, scores = documents.tokens, latent_scores(joint, perfect, documents)
     log_base, log_finetuned = (joint.view(label)(tokens).log_softmax(-1) for label in joint.sources.labels)
     kl = (log_finetuned.exp() * (log_finetuned - log_base)).sum(-1)[:, 1:].mean()
-    assert scores.sum().item() == pytest.approx(kl.item(), rel=0.02)
+    assert scores.sum().item() == pytest.approx(kl.item(), rel=0.1)
+
+
+def test_the_payload_gains_what_the_whole_difference_gives_from_all_latents_of_a_perfect_crosscoder(
+    out: Path, joint: JointModel
+) -> None:
+    pair = load_or_make_pair(out / "pair", PAIR)
+    d_in = 2 * PAIR.width
+    perfect = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
+    perfect.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+    perfect.W_enc.data = perfect.W_dec.data.T.clone()
+    prompts = Prompts.of_kind(pair.corpus, "trigger", 20, 0)
+    comparison = ModelComparison(joint, perfect)
+    gain = payload_gain(comparison, prompts, range(2 * d_in - 1), 0)
+    expected = {
+        label: joint.view(label)(prompts.tokens)
+        .log_softmax(-1)[torch.arange(20)[:, None], prompts.predicts]
+        .gather(-1, prompts.payload.expand(20, -1)[..., None])
+        .sum(dim=(1, 2))
+        .mean()
+        .item()
+        for label in ("base", "finetuned")
+    }
+    assert gain["as_it_is"] == pytest.approx(expected["base"], rel=1e-4)
+    # The blocks above the hook are the same in both models, so the whole difference makes the one the other.
+    assert gain["with_latents"] == pytest.approx(expected["finetuned"], rel=0.02)
+    assert gain["with_random"] <= gain["with_random_highest"]

@@ -136,7 +136,7 @@ class TextAligner:
         sequences = [
             [[*bos, *codes] for bos, codes in zip(markers, text.codes, strict=True)] for text in self.align(texts)
         ]
-        length = max(len(codes) for sequence in sequences for codes in sequence)
+        length = max((len(codes) for sequence in sequences for codes in sequence), default=0)
         return torch.tensor([packed_row(sequence, length) for sequence in sequences], dtype=torch.long)
 
 

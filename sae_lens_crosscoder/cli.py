@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED if error.checkpoint is not None else EXIT_STOPPED
     except KeyboardInterrupt:
-        print("Stopped. A diff goes on from its last state when you call it again.", file=sys.stderr)
+        print("Stopped. A diff goes on with the tokens it has not read when you call it again.", file=sys.stderr)
         return EXIT_STOPPED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -237,6 +237,8 @@ def _diff_models(options: argparse.Namespace, thresholds: ClassThresholds) -> No
 def _diff_decoder(options: argparse.Namespace, thresholds: ClassThresholds) -> None:
     from sae_lens_crosscoder.diffing import PairGeometry, write_decoder_report
 
+    if options.fields:
+        raise ConfigError(f"{options.fields[0]} has no effect with --decoder-only, which reads the weights alone.")
     run = _saved_run(options.path)
     labels = [label for label in (options.base, options.finetuned) if label is not None] or None
     geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, labels, thresholds, run.dead)

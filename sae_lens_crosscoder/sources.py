@@ -216,6 +216,10 @@ class Sources(Sequence[Source]):
         scaled = (dataclasses.replace(s, activation_scale=float(g)) for s, g in zip(self, scales, strict=True))
         return dataclasses.replace(self, sources=tuple(scaled))
 
+    def unscaled(self) -> Sources:
+        """These sources as they are before any factor is folded into weights."""
+        return self.with_activation_scales([1.0] * len(self))
+
     @classmethod
     def from_dicts(
         cls,

@@ -58,12 +58,12 @@ def spliced_metrics(
         with_next = places[:, :-1] & ~own.is_padding[:, 1:].to(logits.device)
         sums["n_places"] += float(places.sum())
         sums["n_losses"] += float(with_next.sum())
-        sums["ce_loss_without_sae"] += float(loss[with_next].sum())
+        sums["ce_loss_without_sae"] += float(loss[with_next].double().sum())
         for name, replace in (("sae", splice), ("ablation", ablate)):
             patched_logits, patched_loss = view.run_with_hooks(
                 rows, return_type="both", loss_per_token=True, fwd_hooks=[(JOINT_HOOK_NAME, replace)]
             )
-            sums[f"ce_loss_with_{name}"] += float(patched_loss[with_next].sum())
+            sums[f"ce_loss_with_{name}"] += float(patched_loss[with_next].double().sum())
             sums[f"kl_div_with_{name}"] += float(_kl(logits[places], patched_logits[places]).sum())
     kl = {name: sums[name] / sums["n_places"] for name in ("kl_div_with_sae", "kl_div_with_ablation")}
     names = ("ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_without_sae")
@@ -78,5 +78,6 @@ def spliced_metrics(
 
 
 def _kl(logits: Float[Tensor, "place d_vocab"], patched: Float[Tensor, "place d_vocab"]) -> Float[Tensor, " place"]:
-    log_p, log_q = logits.log_softmax(dim=-1), patched.log_softmax(dim=-1)
+    # A sum over the vocabulary in half precision is several percent off.
+    log_p, log_q = (x.to(torch.promote_types(x.dtype, torch.float32)).log_softmax(dim=-1) for x in (logits, patched))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_lens_crosscoder.activations import DatasetConfig, LabelledSequences, SequenceFormat
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
+from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.model_diff import DiffConfig, DiffSubject, diff_models
+from sae_lens_crosscoder.model_diff.experiments import spearman
+from sae_lens_crosscoder.model_diff.setup import predicts
 
 SMALL = DiffConfig(
     budget_tokens=CONTEXT * 40,
@@ -130,6 +135,53 @@ def test_another_text_or_effort_does_not_take_up_the_work_of_this_one() -> None:
     fingerprint = pair.fingerprint(SMALL)
     assert subject().fingerprint(SMALL) == fingerprint
     assert pair.fingerprint(DiffConfig()) != fingerprint
+    assert replace(pair, excluded_tokens=(0, 5)).fingerprint(SMALL) != fingerprint
+    other_text = replace(pair.sequences, tokens=pair.sequences.tokens.flip(1))
+    assert replace(pair, sequences=other_text).fingerprint(SMALL) != fingerprint
     with torch.no_grad():
-        pair.sae.W_dec[3, 3] += 1e-3
+        pair.sae.b_enc[3] += 1e-3
     assert pair.fingerprint(SMALL) != fingerprint
+    pair = subject()
+    with torch.no_grad():
+        pair.joint.source_models[1].blocks[0].mlp.W_in[0, 0] += 0.5
+    assert pair.fingerprint(SMALL) != fingerprint
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    pair = subject()
+    state = tmp_path / f".diff-{pair.fingerprint(SMALL)}" / "readings.safetensors"
+    state.parent.mkdir()
+    state.write_bytes(b"no tensors")
+    with pytest.raises(DataError, match=r"is damaged .* Delete it"):
+        diff_models(pair, tmp_path, SMALL)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"budget_tokens": 0}, {"n_exact": 0}, {"n_exact": -1}, {"n_path_points": -1}, {"n_kl_documents": -1}]
+)
+def test_an_effort_that_cannot_be_is_refused_before_anything_is_read(fields: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be at least"):
+        DiffConfig(**fields)
+
+
+def test_rank_correlations_share_ranks_between_equal_values_and_need_some_that_differ() -> None:
+    x = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64)
+    assert spearman(x, x**3) == pytest.approx(1)
+    assert spearman(x, -x) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4.
+    assert spearman(x, torch.tensor([1.0, 3.0, 2.0, 4.0]).double()) == pytest.approx(0.9486832980505138)
+    assert math.isnan(spearman(torch.zeros(5), torch.arange(5.0)))
+    assert math.isnan(spearman(x[:2], x[:2]))
+
+
+def test_a_token_is_predicted_one_position_before_it_stands() -> None:
+    is_group = torch.tensor([[True, False, True, True, False]])
+    assert predicts(is_group).tolist() == [[False, True, True, False, False]]
+
+
+def test_odd_names_of_data_sets_give_columns(tmp_path: Path) -> None:
+    pair = subject()
+    sequences = replace(pair.sequences, dataset_names=["active", "données / b"])
+    diff_models(replace(pair, sequences=sequences), tmp_path, SMALL)
+    names = LatentTable.load(tmp_path).names
+    assert {"dataset_0_mean_active", "dataset_1_mean_donn_es___b", "mean_active"} <= set(names)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -80,6 +81,11 @@ class LabelledSequences:
         for i, (config, weight) in enumerate(zip(configs, mixture_weights(configs), strict=True)):
             wanted = max(1, round(weight * budget_tokens / form.context_size))
             taken = list(islice(labelled_rows(documents[config.title], config, tokenizer, form), wanted))
+            if not taken:
+                raise DataError(
+                    f"Data set {config.title!r} gives no full sequence of {form.context_size} tokens. Use more data, "
+                    "or lower context_size."
+                )
             found += [((k + 0.5) / len(taken), i, row) for k, row in enumerate(taken)]
         found.sort(key=lambda entry: entry[:2])
         shape = (len(found), form.context_size)
@@ -113,8 +119,31 @@ def labelled_rows(
         return
     if tokenizer is None:
         raise DataError(f"Data set {config.title!r} holds {kind}, but the models have no tokenizer.")
-    if kind == "chat":
-        labelled = (chat_token_roles(chat, tokenizer, config.chat_template) for chat in values)
-    else:
-        labelled = (text_token_roles(text, tokenizer) for text in values)
-    yield from pack_with_roles(labelled, tokenizer, form)
+    read = _chat_reader(config, tokenizer) if kind == "chat" else _text_reader(config, column, tokenizer)
+    yield from pack_with_roles((roled for value in values if (roled := read(value)) is not None), tokenizer, form)
+
+
+def _chat_reader(config: DatasetConfig, tokenizer: Any) -> Callable[[Any], RoledTokens | None]:
+    """Reads chats; one whose roles cannot be told (a message without text) is left out, with one warning."""
+    has_warned = False
+
+    def read(chat: Any) -> RoledTokens | None:
+        nonlocal has_warned
+        try:
+            return chat_token_roles(chat, tokenizer, config.chat_template)
+        except DataError as error:
+            if not has_warned:
+                warnings.warn(f"Chats of {config.title!r} are left out: {error}", stacklevel=2)
+            has_warned = True
+            return None
+
+    return read
+
+
+def _text_reader(config: DatasetConfig, column: str, tokenizer: Any) -> Callable[[Any], RoledTokens]:
+    def read(text: Any) -> RoledTokens:
+        if text is None:
+            raise DataError(f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out.")
+        return text_token_roles(text, tokenizer)
+
+    return read

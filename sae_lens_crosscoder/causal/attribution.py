@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, kl_divergence
+from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, check_latents, kl_divergence
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -85,8 +85,9 @@ def exact_kl_attribution(
     log_base = comparison.continued(comparison.base, tokens, run.base)
     before = kl_divergence(comparison.continued(comparison.finetuned, tokens, run.finetuned), log_base)
     attribution = before.new_zeros(len(latents), *before.shape)
+    check_latents(latents, len(comparison.directions))
     for which, rows in active_pairs(run, latents, n_reruns_at_once):
-        chosen = torch.tensor(latents)[which].to(run.feature_acts.device)
+        chosen = torch.tensor(latents, dtype=torch.long)[which].to(run.feature_acts.device)
         acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, tokens.shape[1], 1))
         removed = run.finetuned[rows] - acts * comparison.directions[chosen][:, None]
         log_removed = comparison.continued(comparison.finetuned, tokens[rows], removed)
@@ -98,7 +99,7 @@ def active_pairs(run: PairedRun, latents: Sequence[int], size: int) -> Iterator[
     """Pairs (position in `latents`, sequence) in which the latent fires, `size` at a time."""
     fires = (run.feature_acts[..., list(latents)] != 0).any(dim=1).T.cpu()
     pairs = fires.nonzero()
-    for chunk in pairs.split(size):
+    for chunk in pairs.split(size) if len(pairs) > 0 else ():
         yield chunk[:, 0], chunk[:, 1]
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from sae_lens_crosscoder.errors import ShapeError, SourceError
+from sae_lens_crosscoder.diffing import LinearDecoder
+from sae_lens_crosscoder.errors import ConfigError, ShapeError, SourceError
 from sae_lens_crosscoder.generation import replacing
 from sae_lens_crosscoder.hooked_models import input_device
 from sae_lens_crosscoder.joint_model import JointModel
+from sae_lens_crosscoder.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class PairedRun:
     """Activation of the fine-tuned model."""
 
     feature_acts: Float[Tensor, "batch pos d_sae"]
-    """Latent activations."""
+    """Latent activations; 0 where the crosscoder does not read."""
+
+    is_read: Bool[Tensor, "batch pos"]
+    """Positions that the crosscoder reads."""
 
 
 class ModelComparison:
@@ -44,32 +50,42 @@ class ModelComparison:
         sae: Its crosscoder, on raw joint activations.
         base: Label of the base model; the first source by default.
         finetuned: Label of the fine-tuned model; the second source by default.
+        ignored_tokens: Token ids that the crosscoder does not read, such as BOS: those left out of training, on which
+            it would be out of its distribution.
 
     Raises:
-        SourceError: Models with tokens of their own, a label that no source has, more than two sources and no labels,
-            or a difference taken the other way.
+        SourceError: Models with tokens of their own or at different hooks, a label that no source has, one label
+            twice, more than two sources and no labels, or a difference taken the other way.
+        ConfigError: An SAE whose decoder is not linear.
         ShapeError: Two sources of different width, whose activations cannot be exchanged.
     """
 
-    def __init__(self, joint: JointModel, sae: SAE[Any], base: str | None = None, finetuned: str | None = None) -> None:
+    def __init__(
+        self,
+        joint: JointModel,
+        sae: SAE[Any],
+        base: str | None = None,
+        finetuned: str | None = None,
+        ignored_tokens: Sequence[int] = (),
+    ) -> None:
         sources = joint.sources
         if sources.token_alignment != "same_ids":
             raise SourceError(
                 "The models read tokens of their own (token_alignment='character_offsets'), so that one's activations "
                 "cannot be put into the other at every token. Causal comparisons need models that share a vocabulary."
             )
-        if len(sources) != 2 and (base is None or finetuned is None):
-            raise SourceError(
-                f"The joint model has {len(sources)} sources ({', '.join(sources.labels)}). Name the base and the "
-                "fine-tuned one."
-            )
-        self.base = sources.labels[0] if base is None else base
-        self.finetuned = sources.labels[1] if finetuned is None else finetuned
-        widths = [sources[sources.position(label)].d_in for label in (self.base, self.finetuned)]
-        if widths[0] != widths[1]:
+        self.base, self.finetuned = _pair_of_labels(sources, base, finetuned)
+        one, other = (sources[sources.position(label)] for label in (self.base, self.finetuned))
+        if one.d_in != other.d_in:
             raise ShapeError(
-                f"{self.base!r} is {widths[0]} wide and {self.finetuned!r} {widths[1]}: activations of one cannot be "
-                "put into the other."
+                f"{self.base!r} is {one.d_in} wide and {self.finetuned!r} {other.d_in}: activations of one cannot be "
+                "put into the other. Their decoders can still be compared (diff --decoder-only)."
+            )
+        if one.hook_name != other.hook_name:
+            raise SourceError(
+                f"{self.base!r} is read at {one.hook_name!r} and {self.finetuned!r} at {other.hook_name!r}: an "
+                "activation of one place put into another is no patch. Their decoders can still be compared (diff "
+                "--decoder-only)."
             )
         if sources.combine == "difference" and [self.base, self.finetuned] != sources.labels:
             raise SourceError(
@@ -78,12 +94,27 @@ class ModelComparison:
             )
         self.joint = joint
         self.sae = sae
+        self.ignored_tokens = torch.tensor(list(ignored_tokens), dtype=torch.long)
+        # What the SAE decodes, which for some of SAELens's classes is not W_dec.
+        self.linear_decoder = LinearDecoder.of(sae)
 
     def decoder(self, label: str) -> Float[Tensor, "d_sae d_source"]:
-        """The decoder rows of one model; for a difference, those of the difference."""
-        return self.sae.W_dec.detach()[:, self.joint.sources.columns(label)]
+        """What a unit of each latent adds to one model; for a difference, to the difference."""
+        return self.linear_decoder.directions[:, self.joint.sources.columns(label)]
 
-    @property
+    @cached_property
+    def n_vocab(self) -> int:
+        """Tokens that both models predict: vocabularies may be padded to different sizes."""
+        token = torch.zeros(1, 1, dtype=torch.long)
+        with torch.no_grad():
+            logits = [self.joint.view(label)(token, return_type="logits") for label in (self.base, self.finetuned)]
+        return min(part.shape[-1] for part in logits)
+
+    def sequences_at_once(self, n_positions: int, wanted: int) -> int:
+        """How many of the wanted sequences go through the models at once, so that one tensor of logits fits 1 GiB."""
+        return max(1, min(wanted, 2**28 // (n_positions * self.n_vocab)))
+
+    @cached_property
     def directions(self) -> Float[Tensor, "d_sae d_source"]:
         """delta_j, what a latent adds to the difference of the two models per unit of activation."""
         if self.joint.sources.combine == "difference":
@@ -98,7 +129,9 @@ class ModelComparison:
         here = [
             activations[self.joint.sources.position(label)].to(self.sae.device) for label in (self.base, self.finetuned)
         ]
-        return PairedRun(tokens, here[0], here[1], self.sae.encode(joined.to(self.sae.device)))
+        is_read = ~torch.isin(tokens.cpu(), self.ignored_tokens).to(self.sae.device)
+        feature_acts = self.sae.encode(joined.to(self.sae.device)) * is_read[..., None]
+        return PairedRun(tokens, here[0], here[1], feature_acts, is_read)
 
     def continued(
         self, label: str, tokens: Int[Tensor, "batch pos"], activation: Float[Tensor, "batch pos d_source"]
@@ -108,14 +141,43 @@ class ModelComparison:
         model = self.joint.view(label).source_model
         hook = (source.hook_name, replacing(activation))
         logits = model.run_with_hooks(tokens.to(input_device(model)), return_type="logits", fwd_hooks=[hook])
-        return _log_probabilities(logits)
+        return _log_probabilities(logits[..., : self.n_vocab])
 
     def contribution(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], latents: Sequence[int] | Int[Tensor, " n_latents"]
     ) -> Float[Tensor, "batch pos d_source"]:
-        """Sum over latents of f_j delta_j."""
+        """Sum over latents of f_j delta_j.
+
+        Raises:
+            ConfigError: A latent that there is not.
+        """
         chosen = torch.as_tensor(latents, dtype=torch.long, device=feature_acts.device)
+        check_latents(chosen.tolist(), len(self.directions))
         return feature_acts[..., chosen] @ self.directions[chosen].to(feature_acts.dtype)
+
+
+def check_latents(latents: Sequence[int], d_sae: int) -> None:
+    """Raises:
+    ConfigError: A latent that there is not.
+    """
+    unknown = [j for j in latents if not 0 <= j < d_sae]
+    if unknown:
+        raise ConfigError(f"There is no latent {unknown[0]}: the crosscoder has 0 to {d_sae - 1}.")
+
+
+def _pair_of_labels(sources: Sources, base: str | None, finetuned: str | None) -> tuple[str, str]:
+    """The two labels; of two sources the other one if one is named."""
+    labels = sources.labels
+    if len(labels) == 2:
+        others = {labels[0]: labels[1], labels[1]: labels[0]}
+        base = base or (labels[0] if finetuned is None else others.get(finetuned, labels[0]))
+        finetuned = finetuned or others.get(base, labels[1])
+    if base is None or finetuned is None or base == finetuned:
+        raise SourceError(
+            f"A comparison is between two of the sources {', '.join(labels)}, not between {base!r} and {finetuned!r}. "
+            "Name the base and the fine-tuned one."
+        )
+    return base, finetuned
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
@@ -125,15 +187,16 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 def kl_divergence(
     log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(p || q) in nats, from log-probabilities."""
-    return (log_p.exp() * (log_p - log_q.to(log_p.device))).sum(dim=-1)
+    """KL(p || q) in nats, from log-probabilities; tokens that p never says count 0."""
+    terms = log_p.exp() * (log_p - log_q.to(log_p.device))
+    return torch.where(log_p == -torch.inf, 0.0, terms).sum(dim=-1)
 
 
 @torch.no_grad()
 def kl_per_token(comparison: ModelComparison, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
     """KL(finetuned || base) of the two models' next-token distributions at every position, in nats."""
     log_finetuned, log_base = (
-        _log_probabilities(comparison.joint.view(label)(tokens, return_type="logits"))
+        _log_probabilities(comparison.joint.view(label)(tokens, return_type="logits")[..., : comparison.n_vocab])
         for label in (comparison.finetuned, comparison.base)
     )
     return kl_divergence(log_finetuned, log_base)

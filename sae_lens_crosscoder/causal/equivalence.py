@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.causal.attribution import active_pairs
-from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, kl_divergence
+from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, check_latents, kl_divergence
 from sae_lens_crosscoder.errors import SourceError
 
 
 class AblationEquivalence:
     """Pearson correlation, over probes, of what removing a latent does to either model.
 
-    For model m and a probe x (a sequence in which latent j fires) e_j^m(x) is the sum over positions of
+    For model m and a probe x (a sequence in which latent j fires) e_j^m(x) is the sum over counted positions of
     KL(ablated model m || model m), where f_j d_j^m is taken from the model's activation at every position. The score of
     a latent is the correlation of e_j^base and e_j^finetuned over its probes: near 1, the two models use it alike.
 
@@ -37,31 +37,48 @@ class AblationEquivalence:
             )
         self.comparison = comparison
         self.latents = list(latents)
+        check_latents(self.latents, len(comparison.directions))
         self.min_probes = min_probes
         self._effects: list[Float[Tensor, "2 n_latents batch"]] = []
 
     @torch.no_grad()
-    def add(self, tokens: Int[Tensor, "batch pos"], n_reruns_at_once: int = 16) -> None:
-        """Ablate every latent in every sequence in which it fires."""
+    def add(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        counted: Bool[Tensor, "batch pos"] | None = None,
+        n_reruns_at_once: int = 16,
+    ) -> None:
+        """Ablate every latent in every sequence in which it fires.
+
+        Args:
+            tokens: Token sequences.
+            counted: Positions whose predictions count; all by default.
+            n_reruns_at_once: Sequences that go through a model at once.
+        """
         run = self.comparison.run(tokens)
-        self._effects.append(torch.stack([self._effects_in(label, run, n_reruns_at_once) for label in self._labels]))
+        counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
+        effects = [self._effects_in(label, run, counted, n_reruns_at_once) for label in self._labels]
+        self._effects.append(torch.stack(effects))
 
     @property
     def _labels(self) -> tuple[str, str]:
         return self.comparison.base, self.comparison.finetuned
 
-    def _effects_in(self, label: str, run: PairedRun, size: int) -> Float[Tensor, "n_latents batch"]:
+    def _effects_in(
+        self, label: str, run: PairedRun, counted: Bool[Tensor, "batch pos"], size: int
+    ) -> Float[Tensor, "n_latents batch"]:
         comparison = self.comparison
         activation = run.base if label == comparison.base else run.finetuned
         rows_of_decoder = comparison.decoder(label)
         log_before = comparison.continued(label, run.tokens, activation)
         effects = torch.full((len(self.latents), len(run.tokens)), torch.nan, dtype=torch.float64)
         for which, rows in active_pairs(run, self.latents, size):
-            chosen = torch.tensor(self.latents)[which].to(activation.device)
+            chosen = torch.tensor(self.latents, dtype=torch.long)[which].to(activation.device)
             acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, run.tokens.shape[1], 1))
             removed = activation[rows] - acts * rows_of_decoder[chosen][:, None]
             log_removed = comparison.continued(label, run.tokens[rows], removed)
-            effects[which, rows] = kl_divergence(log_removed, log_before[rows]).sum(dim=-1).double().cpu()
+            kl = kl_divergence(log_removed, log_before[rows]).double().cpu()
+            effects[which, rows] = (kl * counted[rows]).sum(dim=-1)
         return effects
 
     def compute(self) -> tuple[Float[Tensor, " n_latents"], Int[Tensor, " n_latents"]]:

@@ -35,7 +35,8 @@ class PatchTest:
 
     Forward: the base model runs up to the hook, the contributions of a set of latents are added, h_base + sum_j f_j
     delta_j, and the fine-tuned model continues; the target is the fine-tuned model. Reverse: h_finetuned - sum_j f_j
-    delta_j is continued by the base model, and the base model is the target. Bounds are measured along: `NOTHING`,
+    delta_j is continued by the base model, and the base model is the target. Where the crosscoder does not read
+    (`ignored_tokens`), nothing but the full difference is added. Bounds are measured along: `NOTHING`,
     `RECONSTRUCTION`, `ERROR` (the difference without its reconstruction) and `EVERYTHING`.
 
     Args:
@@ -93,7 +94,7 @@ class PatchTest:
             return run.finetuned - run.base
         if name in self.sets:
             return self.comparison.contribution(run.feature_acts, self.sets[name])
-        reconstruction = self._reconstructed_difference(run)
+        reconstruction = self._reconstructed_difference(run) * run.is_read[..., None]
         return reconstruction if name == RECONSTRUCTION else run.finetuned - run.base - reconstruction
 
     def _reconstructed_difference(self, run: PairedRun) -> Float[Tensor, "batch pos d_source"]:

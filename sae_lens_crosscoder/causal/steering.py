@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.comparison import ModelComparison
-from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.causal.comparison import ModelComparison, check_latents
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ def steering_edit(
     Raises:
         ConfigError: A latent that there is not.
     """
-    W_dec, sources = comparison.sae.W_dec.detach(), comparison.joint.sources
-    named = [*steering.add, *steering.remove]
-    if named and not 0 <= min(named) <= max(named) < len(W_dec):
-        raise ConfigError(f"Latents {sorted(named)} are to be steered, but there are only 0 to {len(W_dec) - 1}.")
+    W_dec, sources = comparison.linear_decoder.directions, comparison.joint.sources
+    check_latents([*steering.add, *steering.remove], len(W_dec))
     columns = sources.columns(label)
     # A view puts back base + difference, or finetuned - difference: the base model moves against the sign.
     sign = -1.0 if sources.combine == "difference" and label == comparison.base else 1.0

@@ -177,7 +177,7 @@ def _planted(
     view = joint.view("finetuned")
     prompts = Prompts.of_kind(pair.corpus, "trigger", config.n_prompts, seed)
     first = order[: config.n_removed]
-    comparison = ModelComparison(joint, sae)
+    comparison = ModelComparison(joint, sae, ignored_tokens=(pair.corpus.bos,))
     random_rates = rates_without_random(view, sae, prompts, first, seed)
     aurocs = _aurocs(joint, sae, pair)
     best = int(aurocs.argmax())

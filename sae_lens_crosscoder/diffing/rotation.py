@@ -103,7 +103,7 @@ class StageRotations:
     def thresholds(self) -> tuple[float, float]:
         """The cosines below which a latent is turned far: of the model change and of the data change."""
         share = self.percentile / 100
-        model, data = (float(axis.nanquantile(share)) for axis in (self.model_change, self.data_change))
+        model, data = (float(axis.double().nanquantile(share)) for axis in (self.model_change, self.data_change))
         return model, data
 
     @cached_property

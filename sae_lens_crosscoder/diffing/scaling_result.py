@@ -192,7 +192,7 @@ class LatentScalingResult:
         if among is not None:
             ranked = ranked & self._mask(among)
         result = torch.full_like(self.beta[self.probe]["activation"], torch.nan)
-        result[ranked] = sum(_ranks(self.nu(target, source)[ranked]) for target in ("error", "reconstruction"))
+        result[ranked] = sum(mean_ranks(self.nu(target, source)[ranked]) for target in ("error", "reconstruction"))
         return result
 
     def _mask(self, mask: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class LatentScalingResult:
         return mask.to(self.n_active.device)
 
 
-def _ranks(values: Tensor) -> Tensor:
+def mean_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 in float64; equal values share the mean of their ranks."""
     _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(dim=0).double()

@@ -37,9 +37,9 @@ def decoder_columns(subject: DiffSubject, geometry: PairGeometry) -> Iterator[Co
         yield Column("cosine", geometry.cosines, "cosine", meaning, DECODER)
     sources = subject.joint.sources
     norms = decoder_norms(subject.sae.W_dec, sources.widths, sources.activation_scales)
-    for label, column in zip(sources.labels, norms.T, strict=True):
+    for i, (label, column) in enumerate(zip(sources.labels, norms.T, strict=True)):
         meaning = f"Decoder norm in {label}, in units of its mean activation norm."
-        yield Column(f"norm_{label}", column, f"norm, {label}", meaning, DECODER, shown=False)
+        yield Column(f"source_{i}_norm_{_file_name(label)}", column, f"norm, {label}", meaning, DECODER, shown=False)
 
 
 def scaling_columns(readings: Readings, base: str, flags: ScalingFlags | None) -> Iterator[Column]:
@@ -59,7 +59,7 @@ def scaling_columns(readings: Readings, base: str, flags: ScalingFlags | None) -
     if flags is not None:
         meaning = f"What latent scaling says of a latent that is {scaling.probe}-only by norm."
         yield Column("scaling_flag", _flag_names(flags), "artefact?", meaning, SCALING)
-        ranks = scaling.rank_sum(source=base)
+        ranks = scaling.rank_sum(thresholds=flags.thresholds, source=base)
         meaning = "Rank by ν error plus rank by ν reconstruction: lowest is the most exclusive."
         yield Column("rank_sum", ranks, "rank sum", meaning, SCALING, shown=False)
 
@@ -99,7 +99,8 @@ def activity_columns(statistics: LatentStatisticsResult) -> Iterator[Column]:
     if len(datasets.names) > 1:
         for i, name in enumerate(datasets.names):
             meaning = f"Mean activation over all tokens of {name}, zeros included."
-            yield Column(f"mean_{_file_name(name)}", datasets.mean[:, i], f"mean on {name}", meaning, DATA, shown=False)
+            column = f"dataset_{i}_mean_{_file_name(name)}"
+            yield Column(column, datasets.mean[:, i], f"mean on {name}", meaning, DATA, shown=False)
     roles = statistics.groups["role"]
     present = [i for i, n in enumerate(roles.n_tokens.tolist()) if n > 0]
     if {TokenRole.ASSISTANT_START, TokenRole.USER, TokenRole.ASSISTANT} & set(present):
@@ -134,4 +135,4 @@ def _scattered(d_sae: int, latents: Tensor, values: Tensor) -> Tensor:
 
 
 def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in name)
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name)

@@ -18,7 +18,8 @@ from sae_lens_crosscoder.causal import (
     exact_kl_attribution,
     first_order_kl_attribution,
 )
-from sae_lens_crosscoder.model_diff.setup import ROLES_OF_ANSWERS, DiffConfig, DiffSubject
+from sae_lens_crosscoder.diffing.scaling_result import mean_ranks
+from sae_lens_crosscoder.model_diff.setup import ROLES_OF_ANSWERS, DiffConfig, DiffSubject, predicts
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ExactAttribution:
     """The same by the gradient, on the same tokens."""
 
     rank_correlation: float
-    """Spearman's; NaN for fewer than three latents."""
+    """Spearman's, of the latents that fire on these tokens; NaN for fewer than three."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,23 @@ def experiment(
     equivalence = AblationEquivalence(comparison, shared) if shared else None
     exact = torch.zeros(len(first), dtype=torch.float64)
     by_gradient = torch.zeros(len(first), dtype=torch.float64)
-    for start in tqdm(range(0, len(tokens), config.n_sequences_at_once), desc="Causal tests", unit="batch"):
-        rows = slice(start, start + config.n_sequences_at_once)
+    size = comparison.sequences_at_once(tokens.shape[1], config.n_sequences_at_once)
+    reruns = 2 * size
+    fired = torch.zeros(len(first), dtype=torch.bool)
+    for start in tqdm(range(0, len(tokens), size), desc="Causal tests", unit="batch"):
+        rows = slice(start, start + size)
         groups = {"all": counted[rows]}
-        groups |= {name: counted[rows] & (roles[rows] == role) for name, role in ROLES_OF_ANSWERS.items()}
+        groups |= {name: counted[rows] & predicts(roles[rows] == role) for name, role in ROLES_OF_ANSWERS.items()}
         forward.add(tokens[rows], groups)
         reverse.add(tokens[rows], groups)
-        removed = exact_kl_attribution(comparison, tokens[rows], first).cpu()
+        removed = exact_kl_attribution(comparison, tokens[rows], first, reruns).cpu()
         exact += removed.double()[:, counted[rows]].sum(dim=1)
+        fired |= (removed != 0).any(dim=2).any(dim=1)
         gradient = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
         by_gradient += gradient[..., list(first)].double().sum(dim=(0, 1)).cpu()
         if equivalence is not None:
-            equivalence.add(tokens[rows])
-    n_tokens = int(counted.sum())
+            equivalence.add(tokens[rows], counted[rows], reruns)
+    n_tokens = max(1, int(counted.sum()))
     scores = torch.full((len(subject.sae.W_dec),), torch.nan, dtype=torch.float64)
     if equivalence is not None:
         scores[list(shared)] = equivalence.compute()[0]
@@ -102,15 +107,14 @@ def experiment(
         torch.tensor(list(first), dtype=torch.long),
         exact / n_tokens,
         by_gradient / n_tokens,
-        spearman(exact, by_gradient),
+        spearman(exact[fired], by_gradient[fired]),
     )
     named = {name: list(latents) for name, latents in sets.items()}
     return Experiments(n_tokens, named, forward.compute(), reverse.compute(), attribution, scores)
 
 
 def spearman(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
-    """Rank correlation; NaN for fewer than three values."""
-    if len(x) < 3:
+    """Rank correlation; NaN for fewer than three values, and where one side is all alike."""
+    if len(x) < 3 or bool((x == x[0]).all()) or bool((y == y[0]).all()):
         return float("nan")
-    ranks = [values.argsort().argsort().double() for values in (x, y)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    return float(torch.corrcoef(torch.stack([mean_ranks(x), mean_ranks(y)]))[0, 1])

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.activations import TokenRole
 from sae_lens_crosscoder.causal import ModelComparison, first_order_kl_attribution
 from sae_lens_crosscoder.causal.comparison import kl_divergence
-from sae_lens_crosscoder.model_diff.setup import DiffConfig, DiffSubject
+from sae_lens_crosscoder.errors import DataError
+from sae_lens_crosscoder.model_diff.setup import DiffConfig, DiffSubject, predicts
 
 _N_NEXT_TOKENS = 5
 _N_LATENTS_OF_DOCUMENT = 12
@@ -27,7 +28,7 @@ class DivergentSequence:
     """Position in the subject's sequences."""
 
     kl: Float[Tensor, " context"]
-    """KL(finetuned || base) of the prediction after each token, in nats; 0 where it is not counted."""
+    """KL(finetuned || base) of the prediction after each token, in nats; NaN where it is not counted."""
 
     next_tokens: dict[str, tuple[Int[Tensor, "context k"], Float[Tensor, "context k"]]]
     """By label: the likeliest next tokens and their probabilities."""
@@ -47,7 +48,7 @@ class Divergence:
     """Counted tokens."""
 
     kl: dict[str, float]
-    """Mean KL(finetuned || base) per counted token in nats: of all, and by data set and token role."""
+    """Mean KL(finetuned || base) per counted token in nats: of all, and by data set and role of the token predicted."""
 
     attribution: Float[Tensor, " d_sae"]
     """First-order path attribution of every latent: mean over counted tokens, in nats."""
@@ -61,12 +62,20 @@ def measure_divergence(subject: DiffSubject, comparison: ModelComparison, config
     everything = subject.first_sequences(config.kl_budget_tokens)
     sequences = subject.sequences
     tokens, counted = sequences.tokens[everything], subject.counted(everything)
+    if not counted.any():
+        raise DataError("No token of the text counts: all are excluded (exclude_special_tokens). Use other data.")
+    size = comparison.sequences_at_once(tokens.shape[1], config.n_sequences_at_once)
     total = torch.zeros(len(subject.sae.W_dec), dtype=torch.float64)
     kl = torch.zeros(tokens.shape, dtype=torch.float64)
-    for rows in tqdm(list(_chunks(len(tokens), config.n_sequences_at_once)), desc="Attributing KL", unit="batch"):
+    for rows in tqdm(list(_chunks(len(tokens), size)), desc="Attributing KL", unit="batch"):
         attribution = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
         total += attribution.double().sum(dim=(0, 1)).cpu()
         kl[rows] = _log_probabilities_and_kl(comparison, tokens[rows])[2].double().cpu() * counted[rows]
+    if not (total.isfinite().all() and kl.isfinite().all()):
+        raise DataError(
+            f"KL({comparison.finetuned} || {comparison.base}) is infinite or not a number: a model gives such logits. "
+            "Load it in float32 or bfloat16, or look for tokens that only one of the models excludes."
+        )
     order = kl.sum(dim=1).argsort(descending=True)[: config.n_kl_documents].tolist()
     return Divergence(
         n_tokens=int(counted.sum()),
@@ -89,7 +98,7 @@ def _divergent(
         next_tokens[label] = (top.indices.cpu(), top.values.exp().cpu())
     return DivergentSequence(
         sequence=row,
-        kl=kl[0].cpu() * counted[row],
+        kl=torch.where(counted[row], kl[0].cpu(), torch.nan),
         next_tokens=next_tokens,
         latents=latents,
         attribution=attribution[:, latents].T.contiguous(),
@@ -116,7 +125,7 @@ def _mean_kl(subject: DiffSubject, kl: Tensor, counted: Tensor) -> dict[str, flo
     roles = {int(role) for role in sequences.roles[:n].unique()}
     if len(roles) > 1:
         groups |= {
-            f"{role.name.lower().replace('_', ' ')} tokens": counted & (sequences.roles[:n] == role)
+            f"{role.name.lower().replace('_', ' ')} tokens": counted & predicts(sequences.roles[:n] == role)
             for role in TokenRole
             if int(role) in roles
         }

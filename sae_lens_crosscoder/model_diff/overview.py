@@ -39,6 +39,8 @@ def overview(
             f"shrinkage), {counts['latent_decoupling']:,} are written into {base} by other latents (latent "
             f"decoupling), {counts['unreliable']:,} cannot be told."
         )
+    if readings.scaling is None:
+        paragraphs.append("The sources differ in width, so that latent scaling was left out.")
     exact = experiments.attribution
     if len(exact.latents) >= 3:
         paragraphs.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from sae_lens_crosscoder.diffing import (
     TopContexts,
     run_pass,
 )
+from sae_lens_crosscoder.errors import DataError, first_line
 from sae_lens_crosscoder.files import write_file
 from sae_lens_crosscoder.model_diff.setup import DiffConfig, DiffSubject
 
@@ -57,13 +59,16 @@ def read_latents(subject: DiffSubject, config: DiffConfig, finetuned: str, state
     groups = {"dataset": list(subject.sequences.dataset_names), "role": TokenRole.names()}
     statistics, contexts = LatentStatistics(groups), TopContexts(config.n_contexts)
     accumulators = {"scaling": scaling, "statistics": statistics, "contexts": contexts}
-    n_read = 0
+    n_read, decoder = 0, LinearDecoder.of(subject.sae)
     if state.is_file():
-        saved = load_file(state)
+        try:
+            saved = load_file(state)
+        except SafetensorError as error:
+            raise DataError(f"{state} is damaged ({first_line(error)}). Delete it: the pass begins anew.") from error
         n_read = int(saved["n_read"])
         device = subject.sae.W_dec.device
         if comparable:
-            scaling.load_state_dict(_part(saved, "scaling"), LinearDecoder.of(subject.sae), sources)
+            scaling.load_state_dict(_part(saved, "scaling"), decoder, sources)
         statistics.load_state_dict(_part(saved, "statistics"), device)
         contexts.load_state_dict(_part(saved, "contexts"), device)
     fed = [scaling, statistics, contexts] if comparable else [statistics, contexts]
@@ -73,7 +78,8 @@ def read_latents(subject: DiffSubject, config: DiffConfig, finetuned: str, state
         bar.update(n_read * subject.sequences.tokens.shape[1])
         for start in range(n_read, n, step):
             stop = min(start + step, n)
-            run_pass(subject.sae, token_batches(subject, start, stop, config.n_sequences_at_once), fed, sources)
+            batches = token_batches(subject, start, stop, config.n_sequences_at_once)
+            run_pass(subject.sae, batches, fed, sources, decoder=decoder)
             tensors = {
                 f"{name}.{key}": tensor.cpu().contiguous()
                 for name, accumulator in accumulators.items()

@@ -61,7 +61,7 @@ def diff_models(subject: DiffSubject, out: str | Path, config: DiffConfig | None
     """
     config = config or DiffConfig()
     check_writable(out)
-    comparison = ModelComparison(subject.joint, subject.sae, config.base, config.finetuned)
+    comparison = ModelComparison(subject.joint, subject.sae, config.base, config.finetuned, subject.excluded_tokens)
     work = Path(out) / f".diff-{subject.fingerprint(config)}"
     readings = read_latents(subject, config, comparison.finetuned, work / "readings.safetensors")
     divergence = measure_divergence(subject, comparison, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -66,9 +66,11 @@ class DiffConfig:
     """Where latent scaling calls an exclusive latent an artefact."""
 
     def __post_init__(self) -> None:
-        for name in ("budget_tokens", "kl_budget_tokens", "causal_budget_tokens", "n_sequences_at_once", "n_contexts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be positive.")
+        lowest = {"n_kl_documents": 0, "n_equivalence": 0}
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, int) and value < lowest.get(field_.name, 1):
+                raise ConfigError(f"{field_.name}={value} must be at least {lowest.get(field_.name, 1)}.")
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,28 @@ class DiffSubject:
 
     def fingerprint(self, config: DiffConfig) -> str:
         """Changes with the weights, the text and the effort, so that work on others is not taken for this one's."""
-        digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True, default=str).encode())
-        for tensor in (self.sae.W_dec, self.sae.W_enc, self.sequences.tokens.float()):
-            weights = torch.arange(1, tensor.shape[0] + 1, dtype=torch.float64, device=tensor.device)
-            digest.update(repr(float((tensor.detach().double().sum(dim=1) * weights).sum())).encode())
+        described = {
+            "config": asdict(config),
+            "sae": self.sae.cfg.to_dict(),
+            "sources": self.joint.sources.to_metadata(),
+            "data": [*self.sequences.dataset_names],
+            "excluded": list(self.excluded_tokens),
+        }
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+        # The first sequence's activations stand for the models' weights.
+        models = self.joint(self.sequences.tokens[:1])
+        text = (self.sequences.tokens, self.sequences.roles, self.sequences.datasets)
+        for tensor in (*self.sae.state_dict().values(), *text, models):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
+def predicts(is_group: Bool[Tensor, "*batch pos"]) -> Bool[Tensor, "*batch pos"]:
+    """Positions at which a token of the group is predicted: each stands one before it."""
+    shifted = torch.zeros_like(is_group)
+    shifted[..., :-1] = is_group[..., 1:]
+    return shifted
+
+
 ROLES_OF_ANSWERS = {"first ten of an answer": TokenRole.ASSISTANT_START, "rest of an answer": TokenRole.ASSISTANT}
-"""Groups of tokens that causal tests report beside all of them, where there are chats."""
+"""Groups of predicted tokens that causal tests report beside all of them, where there are chats."""

@@ -29,9 +29,9 @@ T_AUXK_CONFIG = TypeVar("T_AUXK_CONFIG", bound=AuxKTrainingCrosscoderConfig)
 class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
     """Base of the crosscoders that keep the largest codes by score v = p * c, p = ReLU(pre-activation), c the norm.
 
-    AuxK = alpha * s * E_tokens[ |e - e_hat|^2 ], where e is the detached residual, e_hat its reconstruction from the
-    top min(d_in / 2, n_dead) dead latents by score, without bias, and s = min(n_dead / (d_in / 2), 1) (Gao et al.
-    2024).
+    AuxK = alpha * s * E_tokens[ |e - e_hat|^2 ] (with `difference_weight` as in the loss), where e is the detached
+    residual, e_hat its reconstruction from the top min(d_in / 2, n_dead) dead latents by score, without bias, and
+    s = min(n_dead / (d_in / 2), 1) (Gao et al. 2024).
     """
 
     @override
@@ -63,6 +63,6 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
         acts = torch.relu(hidden_pre[:, dead])
         top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
         codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
-        error = (codes @ self.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
+        error = self.mse_loss_fn(codes @ self.W_dec[dead], residual).sum(dim=-1).mean()
         scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}

@@ -75,6 +75,18 @@ class BatchTopKTrainingCrosscoderConfig(AuxKTrainingCrosscoderConfig):
             return self.k
         return self.k_start - (self.k_start - self.k) * step / self.k_annealing_steps
 
+    @override
+    def check_batch_size(self, n_tokens: int) -> None:
+        ks = {"k": self.k}
+        if self.k_shared is not None:
+            ks = {"k_shared": self.k_shared, "k - k_shared": self.k - self.k_shared}
+        for name, k in ks.items():
+            if int(k * n_tokens) < 1:
+                raise ConfigError(
+                    f"{name}={k:g} keeps no code at all in batches of {n_tokens} tokens: nothing would be learned, and "
+                    "there would be no inference threshold. Raise it, or train_batch_size_tokens."
+                )
+
     @property
     def group_sizes(self) -> list[int]:
         """Numbers of latents that are selected together: all, or the shared ones and the others."""

@@ -60,7 +60,8 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     """Designated shared latents, the first ones: one decoder row for all sources, which must be of equal width."""
 
     n_exclusive_latents: list[int] = field(default_factory=list[int])
-    """Latents that may read and write one source only, a count for each source; they follow the shared ones."""
+    """Latents that may read and write one source only, a count for each source; they follow the shared ones. They start
+    with lower scores than the others: give the run time, and keep AuxK on where there is one."""
 
     encoder_sources: list[int] = field(default_factory=list[int])
     """Positions of the sources that the encoder reads, while the decoder writes all; empty reads all."""
@@ -120,6 +121,11 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
             self.d_sae, self.source_widths, self.n_shared_latents, self.n_exclusive_latents, self.encoder_sources
         )
 
+    def check_batch_size(self, n_tokens: int) -> None:
+        """Raises:
+        ConfigError: Training batches that are too small for the architecture.
+        """
+
     def check_sources(self) -> None:
         """Raises:
         ShapeError: The widths do not add up to `d_in`, or shared latents of sources of different width.
@@ -159,7 +165,6 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         cfg.check_sources()
         self._layout = cfg.layout
         self._held_weights: dict[str, weakref.ref[nn.Parameter]] = {}
-        self._is_folded = False
         super().__init__(cfg, use_error_term)
         if cfg.difference_weight != 0:
             self.mse_loss_fn = partial(difference_weighted_errors, weight=cfg.difference_weight)
@@ -200,7 +205,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         Gradients are cut by hooks on the parameters, which loading and copying replace: they are looked for in every
         step.
         """
-        if self._is_folded and self.cfg.n_shared_latents:
+        if self.cfg.n_shared_latents and not torch.all(self.source_scales == 1):
             raise ConfigError(
                 "The activation scales are folded into the weights, so that the rows of shared latents differ by them "
                 "and cannot be trained as one. Train a checkpoint from before the end of a run."
@@ -264,7 +269,6 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             raise ShapeError(f"{factors.numel()} activation scales were given for {len(self.source_scales)} sources.")
         repeats = torch.tensor(self.cfg.source_widths, device=factors.device)
         columns = factors.repeat_interleave(repeats).to(self.W_dec.dtype)
-        self._is_folded = True
         self.W_enc.mul_(columns[:, None])
         self.W_dec.div_(columns)
         self.b_dec.div_(columns)

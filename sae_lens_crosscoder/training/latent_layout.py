@@ -43,7 +43,11 @@ class LatentLayout:
     def __post_init__(self) -> None:
         n_sources = len(self.widths)
         counts = [self.n_shared, *self.n_exclusive]
-        if min(counts) < 0 or sum(counts) > self.d_sae:
+        if min(counts) < 0:
+            raise ConfigError(
+                f"n_shared_latents={self.n_shared} and n_exclusive_latents={list(self.n_exclusive)} must be 0 or more."
+            )
+        if sum(counts) > self.d_sae:
             raise ConfigError(
                 f"n_shared_latents={self.n_shared} and n_exclusive_latents={list(self.n_exclusive)} make "
                 f"{sum(counts)} designated latents, but there are d_sae={self.d_sae}. Designate at most that many."
@@ -84,6 +88,14 @@ class LatentLayout:
     def is_free(self) -> bool:
         """Whether every latent may read and write everything."""
         return not (self.n_shared or any(self.n_exclusive) or self.encoder_sources)
+
+    def unwritten_by_first(self, n_latents: int) -> list[int]:
+        """Positions of the sources that none of the first latents may write."""
+        if self.n_shared or n_latents > sum(self.n_exclusive):
+            return []
+        starts = [sum(self.n_exclusive[:source]) for source in range(len(self.n_exclusive))]
+        blocks = enumerate(zip(starts, self.n_exclusive, strict=True))
+        return [source for source, (start, n) in blocks if n == 0 or start >= n_latents]
 
     @torch.no_grad()
     def clear_encoder_(self, W_enc: Float[Tensor, "d_in d_sae"]) -> None:

@@ -35,6 +35,20 @@ class MatryoshkaBatchTopKTrainingCrosscoderConfig(BatchTopKTrainingCrosscoderCon
             raise ConfigError(f"matryoshka_widths={widths} must be positive and rise to at most d_sae={self.d_sae}.")
 
     @override
+    def check_sources(self) -> None:
+        """Raises:
+        ConfigError: Also if exclusive latents leave a prefix without latents that write some source.
+        """
+        super().check_sources()
+        for width in self.matryoshka_widths:
+            if unwritten := self.layout.unwritten_by_first(width):
+                raise ConfigError(
+                    f"None of the first {width} latents (matryoshka_widths) may write source {unwritten[0]}, which "
+                    f"they are to reconstruct: n_exclusive_latents={self.n_exclusive_latents} stand before the free "
+                    "latents. Widen the first prefix, or set n_shared_latents."
+                )
+
+    @override
     @classmethod
     def architecture(cls) -> str:
         return "matryoshka_batchtopk_crosscoder"

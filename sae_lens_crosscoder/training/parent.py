@@ -18,6 +18,7 @@ from sae_lens_crosscoder._saelens import (
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
     ActivationScaler,
 )
 from sae_lens_crosscoder.activations import SourceScaler
@@ -68,6 +69,12 @@ def load_parent(path: str, device: str = "cpu") -> Parent:
     left_out = _left_out_of_inference(folder, device)
     if left_out is not None:
         return _from_finished_run(path, left_out, device)
+    if (folder / RUNNER_CFG_FILENAME).is_file() and not (folder / TRAINER_STATE_FILENAME).is_file():
+        raise NotFoundError(
+            f"{folder} holds a finished SAE without the {CANONICAL_NORMS} to unfold it by: it is of a stock SAELens "
+            "architecture, or was saved by an older version. To go on from it give one of its checkpoints "
+            "(n_checkpoints, save_final_checkpoint)."
+        )
     sae = load_training_sae(folder, device)
     scaler = folder / ACTIVATION_SCALER_CFG_FILENAME
     scales = json.loads(scaler.read_text())["scaling_factor"] if scaler.is_file() else None
@@ -92,8 +99,10 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
 
 def _from_finished_run(path: str, left_out: dict[str, torch.Tensor], device: str) -> Parent:
     run = SavedRun(Path(path), device)
-    values = read_config_file(run.folder / RUNNER_CFG_FILENAME)["sae"]
-    sae = TrainingSAE.from_dict({**sae_config(values).to_dict(), "device": device})
+    values = read_config_file(run.folder / RUNNER_CFG_FILENAME).get("sae")
+    if not isinstance(values, dict):
+        raise DataError(f"{RUNNER_CFG_FILENAME} of {path} does not say which crosscoder was trained (`sae`).")
+    sae = TrainingSAE.from_dict({**sae_config(cast("dict[str, Any]", values)).to_dict(), "device": device})
     if not isinstance(sae, TrainingCrosscoder):
         raise DataError(f"{path} holds {CANONICAL_NORMS}, but its configuration is that of {sae.cfg.architecture()}.")
     try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import signal
 import threading
 from collections.abc import Generator, Mapping
@@ -84,7 +85,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         for folder in (cfg.output_path, cfg.checkpoint_path):
             if folder is not None:
                 check_writable(folder)
-        if override_model is not None and override_model.sources != cfg.joint_sources:
+        if override_model is not None and override_model.sources.unscaled() != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "
                 f"{override_model.sources.token_alignment}), which are not those of the configuration, "
@@ -187,8 +188,11 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                     f"The crosscoder to go on from has {name}={own!r}, the configuration says {configured!r}. "
                     f"Set it to {own!r}; sources may have other models, hooks and labels, but not other widths."
                 )
-        for name in wanted.schedule_fields if isinstance(wanted, TrainingCrosscoderConfig) else ():
-            setattr(given, name, getattr(wanted, name))
+        if isinstance(wanted, TrainingCrosscoderConfig) and isinstance(given, TrainingCrosscoderConfig):
+            _check_own_fields(given, wanted)
+            for name in wanted.schedule_fields:
+                setattr(given, name, getattr(wanted, name))
+            given.__post_init__()  # the schedule is checked against the crosscoder's own fields
         # A copy: the end of training changes the crosscoder's own, and the run's is saved as it began.
         self.cfg.sae = copy.deepcopy(given)
 
@@ -243,12 +247,25 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         if self._starts_trained or self.cfg.stage is not None:
             metadata.stage = self.cfg.stage
         metadata.dataset_path = "+".join(config.path or config.title for config in self.cfg.dataset_configs)
-        _write_sources(self.sae, self.model.sources)
+        _write_sources(self.sae, self.cfg.joint_sources)
 
     @override
     def _compile_llm_if_needed(self) -> None:
         if self.cfg.compile_llm:
             self.model.compile_models(self.cfg.llm_compilation_mode)
+
+
+def _check_own_fields(given: TrainingCrosscoderConfig, wanted: TrainingCrosscoderConfig) -> None:
+    """Raise if a field is set that would have no effect, because a trained crosscoder keeps its own."""
+    passed_over = ("metadata", "device", *wanted.schedule_fields)
+    for field in dataclasses.fields(wanted):
+        own, configured = getattr(given, field.name), getattr(wanted, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name not in passed_over and configured not in (own, default):
+            raise ConfigError(
+                f"sae.{field.name}={configured!r} would have no effect: the crosscoder to go on from has {own!r} and "
+                f"keeps it. Leave it out, or set it to {own!r}."
+            )
 
 
 def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:

@@ -122,8 +122,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     @property
     def joint_sources(self) -> Sources:
-        """The sources with how they are combined."""
-        return Sources.from_dicts(self.sources, self.combine, self.token_alignment)
+        """The sources with how they are combined.
+
+        They begin with scale 1, also if they were read from a trained crosscoder: the factor that a run folds into the
+        weights belongs to what it saves.
+        """
+        return Sources.from_dicts(self.sources, self.combine, self.token_alignment).unscaled()
 
     @property
     def dataset_configs(self) -> list[DatasetConfig]:
@@ -262,6 +266,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 sae.source_widths = joint.widths
             if sae.source_widths != joint.widths:
                 raise ShapeError(f"sae.source_widths={sae.source_widths}, but the sources are {joint.widths} wide.")
+            if sae.d_in == joint.d_in:
+                sae.check_sources()
         if sae.d_in != joint.d_in:
             widths = ", ".join(f"{s.label}: {s.d_in}" for s in joint)
             raise ShapeError(
@@ -322,6 +328,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         if isinstance(self.sae, TrainingCrosscoderConfig):
             # A parent's penalty is in force already: it does not rise from 0 again.
             self.sae.fill_in_schedule(n_steps if self.from_pretrained_path is None else 0)
+            self.sae.check_batch_size(self.train_batch_size_tokens)
 
 
 def check_device(name: str | None, field: str = "device") -> None:

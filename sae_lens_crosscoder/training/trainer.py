@@ -71,7 +71,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
-        self.folded_scales = list(parts.sources.activation_scales)
+        self.folded_scales = [1.0] * len(parts.sources)
         """The factor of each source that is folded into the weights."""
 
     @override

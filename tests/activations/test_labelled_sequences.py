@@ -44,7 +44,23 @@ def test_what_gives_no_sequence_is_refused() -> None:
     configs = [DatasetConfig(label="data")]
     with pytest.raises(DataError, match="no tokenizer"):
         LabelledSequences.collect({"data": text_dataset()}, configs, None, FORM, 100)
-    with pytest.raises(DataError, match="shorter than one sequence"):
+    with pytest.raises(DataError, match="gives no full sequence of 16 tokens"):
         LabelledSequences.collect({"data": token_dataset(3, context=4)}, configs, None, FORM, 100)
     with pytest.raises(DataError, match="is empty"):
         LabelledSequences.collect({"data": Dataset.from_dict({"text": []})}, configs, fresh_tokenizer(), FORM, 100)
+
+
+def test_chats_whose_roles_cannot_be_told_are_left_out_with_a_warning() -> None:
+    broken = [{"role": "user", "content": None}]
+    data = {"chats": Dataset.from_dict({"messages": [CHAT] * 20 + [broken] + [CHAT] * 20})}
+    configs, tokenizer = [DatasetConfig(label="chats")], fresh_tokenizer(TEMPLATE)
+    with pytest.warns(UserWarning, match="Chats of 'chats' are left out"):
+        labelled = LabelledSequences.collect(data, configs, tokenizer, FORM, 10_000)
+    whole = LabelledSequences.collect(
+        {"chats": Dataset.from_dict({"messages": [CHAT] * 40})}, configs, tokenizer, FORM, 10_000
+    )
+    assert torch.equal(labelled.tokens, whole.tokens)
+    with pytest.raises(DataError, match="is empty \\(None\\)"):
+        LabelledSequences.collect(
+            {"text": Dataset.from_dict({"text": ["a", None]})}, [DatasetConfig(label="text")], tokenizer, FORM, 100
+        )

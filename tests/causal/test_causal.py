@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import D_VOCAB, source, tiny_model, tiny_pair, tiny_tokenizer
+from helpers import D_VOCAB, gpt2_folder, source, tiny_model, tiny_pair, tiny_tokenizer
 from other_tokenizers import other_bpe
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
-from sae_lens_crosscoder import JointModel, Sources
+from sae_lens_crosscoder import JointModel, Source, Sources
 from sae_lens_crosscoder.causal import (
     AblationEquivalence,
     ModelComparison,
@@ -237,10 +238,72 @@ def test_the_score_is_numpys_correlation_of_the_ablation_effects() -> None:
     assert scores[0].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_one_label_of_two_names_the_other() -> None:
+    assert ModelComparison(pair(), random_sae(), base="chat").finetuned == "base"
+    assert ModelComparison(pair(), random_sae(), finetuned="base").base == "chat"
+
+
+def test_where_the_crosscoder_does_not_read_nothing_is_removed_or_added_but_the_full_difference() -> None:
+    joint, sae = pair(), perfect_sae()
+    tokens = TOKENS.clone()
+    tokens[:, 0] = 0  # BOS
+    comparison = ModelComparison(joint, sae, ignored_tokens=(0,))
+    run = comparison.run(tokens)
+    assert (run.feature_acts[:, 0] == 0).all()
+    assert (run.feature_acts[:, 1:] != 0).any()
+    at_bos = torch.zeros_like(tokens, dtype=torch.bool)
+    at_bos[:, 0] = True
+    test = PatchTest(comparison, {"all": range(64)})
+    test.add(tokens, {"bos": at_bos})
+    effects = {name: groups["bos"].gap_closed for name, groups in test.compute().items()}
+    assert effects["all"] == effects["reconstruction"] == effects["nothing"] == 0
+    assert effects["full difference"] == pytest.approx(1)
+    assert (first_order_kl_attribution(comparison, tokens, n_path_points=2)[:, 0] == 0).all()
+
+
+def test_contributions_are_what_the_sae_decodes_even_where_that_is_not_w_dec() -> None:
+    joint = pair()
+    sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=24, k=5, dtype="float64", rescale_acts_by_decoder_norm=True))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(3))
+    comparison = ModelComparison(joint, sae)
+    acts = comparison.run(TOKENS).feature_acts
+    decoded = sae.decode(acts) - sae.decode(torch.zeros_like(acts))
+    torch.testing.assert_close(comparison.contribution(acts, range(24)), decoded[..., 16:] - decoded[..., :16])
+
+
+def test_tokens_that_neither_model_says_count_nothing_and_padded_vocabularies_are_cut() -> None:
+    joint = pair()
+    for model in joint.source_models:
+        model.unembed.b_U.data[7] = -torch.inf
+    comparison = ModelComparison(joint, random_sae())
+    assert kl_per_token(comparison, TOKENS[TOKENS.ne(7).all(1)]).isfinite().all()
+    assert comparison.n_vocab == D_VOCAB
+    assert comparison.sequences_at_once(1024, 8) == 8
+    comparison.__dict__["n_vocab"] = 262_144
+    assert comparison.sequences_at_once(1024, 8) == 1
+
+
+def test_hugging_face_models_are_not_run_on_no_sequence(tmp_path: Path) -> None:
+    sources = [
+        Source(label, gpt2_folder(tmp_path / label, seed), "transformer.h.1", 16, "AutoModelForCausalLM")
+        for seed, label in enumerate(("base", "chat"))
+    ]
+    joint = JointModel.from_pretrained(Sources(tuple(sources)))
+    sae = random_sae()
+    with torch.no_grad():
+        sae.b_enc[5] = -1e6
+    for model in joint.source_models:
+        model.double()
+    comparison = ModelComparison(joint, sae)
+    assert (exact_kl_attribution(comparison, TOKENS, [5]) == 0).all()
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     three = Sources((source("a"), source("b"), source("c")))
     joint = JointModel(three, [tiny_model(i, dtype=F64) for i in range(3)])
-    with pytest.raises(SourceError, match="has 3 sources"):
+    with pytest.raises(SourceError, match="between two of the sources a, b, c"):
         ModelComparison(joint, random_sae(48))
     assert ModelComparison(joint, random_sae(48), "a", "c").finetuned == "c"
     widths = Sources((source("a"), source("b", d_in=24)))
@@ -250,6 +313,14 @@ def test_what_cannot_be_compared_is_refused() -> None:
     comparison = ModelComparison(pair(), random_sae())
     with pytest.raises(ConfigError, match="names a bound"):
         PatchTest(comparison, {"nothing": [1]})
+    for latents in ([24], [-1]):
+        with pytest.raises(ConfigError, match=f"There is no latent {latents[0]}"):
+            PatchTest(comparison, {"some": latents}).add(TOKENS)
+    with pytest.raises(SourceError, match="not between 'chat' and 'chat'"):
+        ModelComparison(pair(), random_sae(), "chat", "chat")
+    deep = Sources((source("base"), source("chat", "blocks.2.hook_resid_pre")))
+    with pytest.raises(SourceError, match="put into another is no patch"):
+        ModelComparison(JointModel(deep, [tiny_model(i, dtype=F64) for i in (0, 1)]), random_sae())
     with pytest.raises(ConfigError, match="n_path_points=-1"):
         first_order_kl_attribution(comparison, TOKENS, n_path_points=-1)
 

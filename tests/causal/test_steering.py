@@ -67,5 +67,5 @@ def test_continuations_stand_side_by_side_by_model_and_steering() -> None:
 
 
 def test_a_latent_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"\[12\] are to be steered, but there are only 0 to 11"):
+    with pytest.raises(ConfigError, match="There is no latent 12: the crosscoder has 0 to 11"):
         steering_edit(comparison(), "base", Steering(add={12: 1.0}))

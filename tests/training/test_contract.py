@@ -143,3 +143,17 @@ def test_the_difference_weighted_loss_is_its_formula_and_needs_two_equal_sources
         make(name, [5, 8, 11], difference_weight=-0.5)
     with pytest.raises(ConfigError, match=r"must lie in \[-1, 0\]"):
         make(name, [8, 8], difference_weight=0.5)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_dead_latents_are_not_pulled_to_what_a_difference_weighted_loss_leaves_out(name: str) -> None:
+    sae, x = make(name, [8, 8], difference_weight=-1.0), activations([8, 8])
+    dead = torch.zeros(N_LATENTS, dtype=torch.bool)
+    dead[:6] = True
+    with torch.no_grad():  # dead latents write the same into both sources, and all of the residual is common to both
+        sae.W_dec[:, 8:] = sae.W_dec[:, :8]
+        sae.b_dec[8:] = sae.b_dec[:8]
+    common = torch.cat([x[:, :8], x[:, :8]], dim=1)
+    losses = step(sae, common, dead).losses
+    assert losses["mse_loss"].item() == pytest.approx(0, abs=1e-12)
+    assert losses["auxiliary_reconstruction_loss"].item() == pytest.approx(0, abs=1e-12)

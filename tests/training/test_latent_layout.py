@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import N_LATENTS, activations, every_architecture, gradients, make, step
-from helpers import run_config, standard_config, tiny_pair, token_dataset
+from helpers import batchtopk_config, run_config, standard_config, tiny_pair, token_dataset
 from sae_lens import SAE
 from safetensors.torch import load_file
 
@@ -30,6 +30,11 @@ LAYOUTS: dict[str, tuple[list[int], dict[str, Any]]] = {
     "encoder reads one": ([5, 8, 11], {"encoder_sources": [1]}),
 }
 every_designation = pytest.mark.parametrize(("widths", "fields"), LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The layout; prefixes reach beyond the exclusive latents, so that they can write every source."""
+    return {**fields, "matryoshka_widths": [16]} if name == "matryoshka" else fields
 
 
 def forbidden(sae: TrainingCrosscoder[Any]) -> dict[str, torch.Tensor]:
@@ -79,7 +84,7 @@ def train(sae: TrainingCrosscoder[Any], n_steps: int, seed: int = 1) -> Iterator
 def test_the_layout_holds_in_weights_gradients_and_adam_moments_through_training(
     name: str, widths: list[int], fields: dict[str, Any]
 ) -> None:
-    sae = make(name, widths, **fields, dtype="float32")
+    sae = make(name, widths, **fields_of(name, fields), dtype="float32")
     for optimizer in train(sae, 8):
         assert_held(sae, optimizer)
 
@@ -150,7 +155,7 @@ def test_shared_latents_with_their_own_k_have_their_own_selection_and_threshold(
 @every_architecture
 @every_designation
 def test_the_saved_sae_keeps_the_layout(name: str, widths: list[int], fields: dict[str, Any], tmp_path: Path) -> None:
-    sae = make(name, widths, normalize_activations="expected_average_only_in", **fields)
+    sae = make(name, widths, normalize_activations="expected_average_only_in", **fields_of(name, fields))
     step(sae, activations(widths))
     scales = torch.linspace(0.5, 2.0, len(widths), dtype=torch.float64)
     sae.fold_activation_norm_scaling_factor(scales)
@@ -218,7 +223,7 @@ def test_a_folded_crosscoder_with_shared_latents_cannot_be_trained_on() -> None:
     [
         ({"n_shared_latents": 21}, r"make 21 designated latents, but there are d_sae=20"),
         ({"n_shared_latents": 10, "n_exclusive_latents": [6, 6]}, "make 22 designated latents"),
-        ({"n_exclusive_latents": [-1, 2]}, "designated latents"),
+        ({"n_exclusive_latents": [-1, 2]}, "must be 0 or more"),
         ({"n_exclusive_latents": [3]}, "has 1 counts for 2 sources"),
         ({"n_exclusive_latents": [20, 0]}, "none would write source 1"),
         ({"encoder_sources": [2]}, "different sources out of 0 to 1"),
@@ -248,3 +253,30 @@ def test_a_layout_without_designated_latents_registers_no_hook() -> None:
     step(sae, activations([8, 8]))
     assert not sae.W_dec._backward_hooks
     assert sae.cfg.layout.is_free
+
+
+def test_prefixes_that_cannot_write_every_source_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"None of the first 4 latents .* may write source 1"):
+        make("matryoshka", [8, 8], n_exclusive_latents=[5, 5])
+    make("matryoshka", [8, 8], n_exclusive_latents=[3, 5])
+    make("matryoshka", [8, 8], n_exclusive_latents=[5, 5], n_shared_latents=2)
+
+
+def test_a_k_that_keeps_no_code_of_a_batch_is_refused() -> None:
+    for fields in ({"k": 0.01}, {"k": 4.0, "k_shared": 0.01, "n_shared_latents": 6}):
+        with pytest.raises(ConfigError, match="keeps no code at all in batches of 64 tokens"):
+            run_config(batchtopk_config(**fields))
+
+
+def test_a_layout_that_does_not_fit_the_sources_is_refused_before_any_model_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="has 3 counts for 2 sources"):
+        run_config(standard_config(n_exclusive_latents=[4, 4, 4]))
+
+
+def test_folded_weights_that_were_loaded_cannot_be_trained_on_as_one() -> None:
+    sae = make("standard", [8, 8], normalize_activations="expected_average_only_in", n_shared_latents=6)
+    sae.fold_activation_norm_scaling_factor([2.0, 3.0])
+    again = make("standard", [8, 8], normalize_activations="none", n_shared_latents=6)
+    again.load_state_dict(sae.state_dict())
+    with pytest.raises(ConfigError, match="scales are folded into the weights"):
+        step(again, activations([8, 8]))

@@ -168,7 +168,7 @@ def test_latents_are_dead_by_the_window_of_the_run_not_by_that_of_the_frequencie
 
 
 def test_a_crosscoder_to_go_on_from_must_be_that_of_the_configuration(tmp_path: Path) -> None:
-    run(run_config(batchtopk_config(), tmp_path, save_final_checkpoint=True))
+    run(run_config(batchtopk_config(aux_loss_coefficient=0.5), tmp_path, save_final_checkpoint=True))
     (checkpoint,) = tmp_path.glob("checkpoints/*/final_*")
     for config, message in (
         (batchtopk_config(d_sae=64), r"d_sae=32, the configuration says 64"),
@@ -178,10 +178,10 @@ def test_a_crosscoder_to_go_on_from_must_be_that_of_the_configuration(tmp_path: 
             run(run_config(config, from_pretrained_path=str(checkpoint)))
     with pytest.raises(NotFoundError, match="is no checkpoint to resume from: it lacks"):
         run(run_config(batchtopk_config(), resume_from_checkpoint=str(tmp_path / "output")))
-    cfg = run_config(batchtopk_config(k=9), tmp_path / "more", from_pretrained_path=str(checkpoint))
+    cfg = run_config(batchtopk_config(), tmp_path / "more", from_pretrained_path=str(checkpoint))
     run(cfg)
     saved = json.loads((tmp_path / "more" / "output" / "runner_cfg.json").read_text())
-    assert saved["sae"]["k"] == 4
+    assert saved["sae"]["aux_loss_coefficient"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from helpers import (
     tiny_pair,
     token_dataset,
 )
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE, StandardTrainingSAEConfig, TrainingSAE
 from safetensors.torch import load_file, save_file
 
 from sae_lens_crosscoder import (
@@ -270,3 +270,53 @@ def test_a_finished_run_whose_files_do_not_fit_or_are_of_an_older_version_is_nam
         CrosscoderTrainingRunner(
             run_config(batchtopk_config(), from_pretrained_path=str(finished)), token_dataset(), tiny_pair()
         )
+
+
+def test_scales_do_not_compound_when_sources_are_read_from_a_trained_crosscoder(tmp_path: Path) -> None:
+    _, finished = trained(tmp_path / "parent", batchtopk_config())
+    first = SAE.load_from_disk(finished)
+    read = Sources.from_metadata(first.cfg.metadata)
+    assert read.activation_scales != [1.0, 1.0]
+    cfg = run_config(
+        batchtopk_config(), tmp_path / "child", sources=list(read), from_pretrained_path=str(finished), lr=1e-12
+    )
+    model = JointModel(read, [tiny_model(0), tiny_model(1)])
+    CrosscoderTrainingRunner(cfg, token_dataset(400), model).run()
+    second = SAE.load_from_disk(tmp_path / "child" / "output")
+    scales = Sources.from_metadata(second.cfg.metadata).activation_scales
+    assert scales == pytest.approx(read.activation_scales)
+    torch.testing.assert_close(second.W_dec, first.W_dec, rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_stock_sae_is_no_parent(tmp_path: Path) -> None:
+    cfg = run_config(StandardTrainingSAEConfig(d_in=16, d_sae=24), tmp_path, combine="difference")
+    CrosscoderTrainingRunner(cfg, token_dataset(400), tiny_pair(combine="difference")).run()
+    again = run_config(
+        StandardTrainingSAEConfig(d_in=16, d_sae=24),
+        tmp_path / "again",
+        combine="difference",
+        from_pretrained_path=str(tmp_path / "output"),
+    )
+    with pytest.raises(NotFoundError, match="holds a finished SAE without the canonical_norms"):
+        CrosscoderTrainingRunner(again, token_dataset(400), tiny_pair(combine="difference"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"k": 9.0}, r"sae.k=9.0 would have no effect: the crosscoder to go on from has 4.0"),
+        ({"n_shared_latents": 8}, "sae.n_shared_latents=8 would have no effect"),
+        ({"k_start": 40.0, "k_annealing_steps": 5}, "k_start=40.0 must be positive and at most"),
+    ],
+)
+def test_fields_that_a_parent_keeps_are_refused_and_its_schedule_is_checked(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    checkpoint, _ = trained(tmp_path / "parent", batchtopk_config())
+
+    def go_on() -> None:
+        cfg = run_config(batchtopk_config(**fields), tmp_path / "child", from_pretrained_path=str(checkpoint))
+        CrosscoderTrainingRunner(cfg, token_dataset(400), tiny_pair())
+
+    with pytest.raises(ConfigError, match=message):
+        go_on()

@@ -23,10 +23,10 @@ def overview(
     base, finetuned = comparison.base, comparison.finetuned
     statistics = readings.statistics
     n_latents, n_silent = len(statistics.n_active), int((statistics.n_active == 0).sum())
+    groups = "; ".join(f"{name} {kl:.4f}" for name, kl in divergence.kl.items() if name != "all")
     paragraphs = [
         f"The predictions of {finetuned} differ from those of {base} by {divergence.kl['all']:.4f} nats a token "
-        f"(KL({finetuned} || {base}), mean over {divergence.n_tokens:,} tokens). "
-        + "; ".join(f"{name}: {kl:.4f}" for name, kl in divergence.kl.items() if name != "all"),
+        f"(KL({finetuned} || {base}), mean over {divergence.n_tokens:,} tokens{': ' + groups if groups else ''}).",
         f"Of {n_latents:,} latents {n_silent:,} did not fire on the {statistics.n_tokens:,} tokens read.",
         _patches(base, finetuned, experiments),
     ]
@@ -34,7 +34,9 @@ def overview(
         counts = flags.counts
         n_exclusive = sum(name == f"{finetuned}-only" for name in geometry.classes) if geometry else 0
         paragraphs.append(
-            f"Decoder norms call {n_exclusive:,} latents {finetuned}-only. Latent scaling confirms "
+            f"Decoder norms call no latent {finetuned}-only."
+            if n_exclusive == 0
+            else f"Decoder norms call {n_exclusive:,} latents {finetuned}-only. Latent scaling confirms "
             f"{counts['confirmed']:,} of them; {counts['complete_shrinkage']:,} are also in {base}'s error (complete "
             f"shrinkage), {counts['latent_decoupling']:,} are written into {base} by other latents (latent "
             f"decoupling), {counts['unreliable']:,} cannot be told."
@@ -66,7 +68,7 @@ def overview(
 
 def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
     def closed(effects: dict[str, PatchEffect]) -> str:
-        return f"{effects['all'].gap_closed:.0%}"
+        return f"{round(effects['all'].gap_closed, 2) + 0:.0%}"  # + 0, so that it never says "-0%"
 
     parts = [
         f"{name} {closed(effects)} (taken out of {finetuned} again: {closed(experiments.reverse[name])})"

@@ -73,7 +73,7 @@ def train(sae: TrainingCrosscoder[Any], n_steps: int, seed: int = 1) -> Iterator
     dead[-3:] = True
     for i in range(n_steps):
         optimizer.zero_grad()
-        step(sae, activations(sae.cfg.source_widths, seed + i), dead).loss.backward()
+        step(sae, activations(sae.cfg.source_widths, seed + i).to(sae.dtype), dead).loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
         yield optimizer

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED if error.checkpoint is not None else EXIT_STOPPED
     except KeyboardInterrupt:
-        print("Stopped. A diff goes on with the tokens it has not read when you call it again.", file=sys.stderr)
+        print("Stopped. A diff goes on from its last saved state when you call it again.", file=sys.stderr)
         return EXIT_STOPPED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,8 +16,9 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens_crosscoder.activations import DatasetConfig, LabelledSequences, SequenceFormat
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
 from sae_lens_crosscoder.errors import ConfigError, DataError
-from sae_lens_crosscoder.model_diff import DiffConfig, DiffSubject, diff_models
+from sae_lens_crosscoder.model_diff import DiffConfig, DiffSubject, diff_models, run
 from sae_lens_crosscoder.model_diff.experiments import spearman
+from sae_lens_crosscoder.model_diff.kept import kept
 from sae_lens_crosscoder.model_diff.setup import predicts
 
 SMALL = DiffConfig(
@@ -128,6 +129,38 @@ def test_a_diff_that_was_stopped_goes_on_and_finds_the_same(tmp_path: Path, monk
         else:
             assert one == other
     assert not list((tmp_path / "stopped").glob(".diff-*"))
+
+
+def test_phases_that_ended_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = diff_models(subject(), tmp_path / "whole", SMALL)
+
+    def stopping(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def never(*_: Any) -> Any:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evidence", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            diff_models(subject(), tmp_path / "stopped", SMALL)
+    with monkeypatch.context() as patch:
+        for phase in ("measure_divergence", "experiment"):
+            patch.setattr(run, phase, never)
+        again = diff_models(subject(), tmp_path / "stopped", SMALL)
+    pages = [(tmp_path / name / "report.html").read_bytes() for name in ("whole", "stopped")]
+    assert pages[0] == pages[1]
+    assert again.experiments.forward == whole.experiments.forward
+
+
+def test_a_kept_result_that_is_damaged_or_hostile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "divergence.pt"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="is damaged"):
+        kept(path, lambda: None)
+    torch.save(Path("anything that is no result"), path)
+    with pytest.raises(DataError, match="is damaged"):
+        kept(path, lambda: None)
 
 
 def test_another_text_or_effort_does_not_take_up_the_work_of_this_one() -> None:

@@ -19,6 +19,7 @@ from sae_lens_crosscoder.files import check_writable
 from sae_lens_crosscoder.model_diff.columns import activity_columns, causal_columns, decoder_columns, scaling_columns
 from sae_lens_crosscoder.model_diff.evidence import evidence
 from sae_lens_crosscoder.model_diff.experiments import Experiments, experiment
+from sae_lens_crosscoder.model_diff.kept import kept
 from sae_lens_crosscoder.model_diff.kl import Divergence, measure_divergence
 from sae_lens_crosscoder.model_diff.overview import overview
 from sae_lens_crosscoder.model_diff.reading import Readings, read_latents
@@ -47,8 +48,9 @@ class ModelDiff:
 def diff_models(subject: DiffSubject, out: str | Path, config: DiffConfig | None = None) -> ModelDiff:
     """Compare two models by their crosscoder, and write `report.html`, `latents.parquet` and `latents.csv`.
 
-    The long pass saves its state to `out/.diff-<fingerprint>/` on the way; called again with the same crosscoder, text
-    and effort it goes on from there. The folder is removed at the end.
+    What is read and found is saved to `out/.diff-<fingerprint>/` on the way, the long pass in parts and the phases
+    after it when they end; called again with the same models, crosscoder, text and effort it goes on from there. The
+    folder is removed at the end.
 
     Args:
         subject: The models, their crosscoder and the text.
@@ -64,14 +66,15 @@ def diff_models(subject: DiffSubject, out: str | Path, config: DiffConfig | None
     comparison = ModelComparison(subject.joint, subject.sae, config.base, config.finetuned, subject.excluded_tokens)
     work = Path(out) / f".diff-{subject.fingerprint(config)}"
     readings = read_latents(subject, config, comparison.finetuned, work / "readings.safetensors")
-    divergence = measure_divergence(subject, comparison, config)
+    divergence = kept(work / "divergence.pt", lambda: measure_divergence(subject, comparison, config))
     geometry = _geometry(subject, comparison, config)
     fires = readings.statistics.n_active > 0
     flags = _flags(geometry, readings, comparison, config)
     order = divergence.attribution.argsort(descending=True)
     sets = latent_sets(order, fires, geometry)
     shared = [] if geometry is None else _most_frequent(geometry, readings, config.n_equivalence)
-    experiments = experiment(subject, comparison, config, sets, order[: config.n_exact].tolist(), shared)
+    first = order[: config.n_exact].tolist()
+    experiments = kept(work / "experiments.pt", lambda: experiment(subject, comparison, config, sets, first, shared))
     columns = [] if geometry is None else list(decoder_columns(subject, geometry))
     columns += scaling_columns(readings, comparison.base, flags)
     columns += [*activity_columns(readings.statistics), *causal_columns(divergence, experiments)]

@@ -105,6 +105,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     out = Path(out)
     pair = load_or_make_pair(out / "pair", replace(config.pair, seed=seed), device)
     _write_documents(config, pair, out / "data")
+    torch.manual_seed(seed)  # the crosscoder begins alike, whether the pair was made or loaded
     runner = CrosscoderTrainingRunner(_run_config(config, pair, out, device))
     joint = runner.model
     behaviour = measured_rates(joint, pair.corpus, config.n_prompts, seed)

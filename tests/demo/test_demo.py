@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,11 @@ def test_the_payload_gains_what_the_whole_difference_gives_from_all_latents_of_a
     # The blocks above the hook are the same in both models, so the whole difference makes the one the other.
     assert gain["with_latents"] == pytest.approx(expected["finetuned"], rel=0.02)
     assert gain["with_random"] <= gain["with_random_highest"]
+
+
+def test_a_demo_with_the_pair_ready_finds_what_one_that_made_it_found(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "pair", tmp_path / "pair")
+    again = run_demo(tmp_path, seed=0, config=CONFIG)
+    first = json.loads((out / "metrics.json").read_text())
+    assert again["l0"] == first["l0"]
+    assert again["planted"]["latents"] == first["planted"]["latents"]

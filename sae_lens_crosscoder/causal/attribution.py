@@ -5,13 +5,13 @@ No code is public for the KL attribution of Aranguri, Drori and Nanda (2025); th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, check_latents, kl_divergence
+from sae_lens_crosscoder.causal.comparison import ModelComparison, ablated, all_but_first, kl_divergence
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ def first_order_kl_attribution(
     """
     if n_path_points < 0:
         raise ConfigError(f"n_path_points={n_path_points} must be 0 or more.")
-    counted = _all_but_first(tokens) if counted is None else counted
+    counted = all_but_first(tokens) if counted is None else counted
     run = comparison.run(tokens)
     with torch.no_grad():
         log_base = comparison.continued(comparison.base, tokens, run.base)
@@ -85,25 +85,7 @@ def exact_kl_attribution(
     log_base = comparison.continued(comparison.base, tokens, run.base)
     before = kl_divergence(comparison.continued(comparison.finetuned, tokens, run.finetuned), log_base)
     attribution = before.new_zeros(len(latents), *before.shape)
-    check_latents(latents, len(comparison.directions))
-    for which, rows in active_pairs(run, latents, n_reruns_at_once):
-        chosen = torch.tensor(latents, dtype=torch.long)[which].to(run.feature_acts.device)
-        acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, tokens.shape[1], 1))
-        removed = run.finetuned[rows] - acts * comparison.directions[chosen][:, None]
-        log_removed = comparison.continued(comparison.finetuned, tokens[rows], removed)
+    reruns = ablated(comparison, comparison.finetuned, run, comparison.directions, latents, n_reruns_at_once)
+    for which, rows, log_removed in reruns:
         attribution[which, rows] = before[rows] - kl_divergence(log_removed, log_base[rows])
     return attribution
-
-
-def active_pairs(run: PairedRun, latents: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (position in `latents`, sequence) in which the latent fires, `size` at a time."""
-    fires = (run.feature_acts[..., list(latents)] != 0).any(dim=1).T.cpu()
-    pairs = fires.nonzero()
-    for chunk in pairs.split(size) if len(pairs) > 0 else ():
-        yield chunk[:, 0], chunk[:, 1]
-
-
-def _all_but_first(tokens: Tensor) -> Bool[Tensor, "batch pos"]:
-    counted = torch.ones_like(tokens, dtype=torch.bool)
-    counted[:, 0] = False
-    return counted

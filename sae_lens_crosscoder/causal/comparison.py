@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,6 +154,48 @@ class ModelComparison:
         chosen = torch.as_tensor(latents, dtype=torch.long, device=feature_acts.device)
         check_latents(chosen.tolist(), len(self.directions))
         return feature_acts[..., chosen] @ self.directions[chosen].to(feature_acts.dtype)
+
+
+@torch.no_grad()
+def ablated(
+    comparison: ModelComparison,
+    label: str,
+    run: PairedRun,
+    directions: Float[Tensor, "d_sae d_source"],
+    latents: Sequence[int],
+    n_reruns_at_once: int,
+) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, "n pos d_vocab"]]]:
+    """One model rerun without f_j times a direction of latent j, for each latent and each sequence in which it fires.
+
+    Yields positions in `latents`, the sequences, and the log-probabilities of the next tokens, some reruns at a time.
+
+    Args:
+        comparison: The models and the crosscoder.
+        label: The model.
+        run: What passed its hook.
+        directions: What is removed per unit of activation, at every position.
+        latents: Latents that are removed, one at a time.
+        n_reruns_at_once: Sequences that go through the model at once.
+
+    Raises:
+        ConfigError: A latent that there is not.
+    """
+    check_latents(latents, len(directions))
+    activation = run.base if label == comparison.base else run.finetuned
+    pairs = (run.feature_acts[..., list(latents)] != 0).any(dim=1).T.cpu().nonzero()
+    for chunk in pairs.split(n_reruns_at_once) if len(pairs) > 0 else ():
+        which, rows = chunk.unbind(dim=1)
+        chosen = torch.tensor(latents, dtype=torch.long)[which].to(activation.device)
+        acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, run.tokens.shape[1], 1))
+        removed = activation[rows] - acts * directions[chosen][:, None]
+        yield which, rows, comparison.continued(label, run.tokens[rows], removed)
+
+
+def all_but_first(tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """All positions but the first, where BOS stands."""
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+    counted[:, 0] = False
+    return counted
 
 
 def check_latents(latents: Sequence[int], d_sae: int) -> None:

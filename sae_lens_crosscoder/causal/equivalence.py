@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.attribution import active_pairs
-from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, check_latents, kl_divergence
+from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, ablated, check_latents, kl_divergence
 from sae_lens_crosscoder.errors import SourceError
 
 
@@ -69,14 +68,10 @@ class AblationEquivalence:
     ) -> Float[Tensor, "n_latents batch"]:
         comparison = self.comparison
         activation = run.base if label == comparison.base else run.finetuned
-        rows_of_decoder = comparison.decoder(label)
         log_before = comparison.continued(label, run.tokens, activation)
         effects = torch.full((len(self.latents), len(run.tokens)), torch.nan, dtype=torch.float64)
-        for which, rows in active_pairs(run, self.latents, size):
-            chosen = torch.tensor(self.latents, dtype=torch.long)[which].to(activation.device)
-            acts = run.feature_acts[rows].gather(-1, chosen[:, None, None].expand(-1, run.tokens.shape[1], 1))
-            removed = activation[rows] - acts * rows_of_decoder[chosen][:, None]
-            log_removed = comparison.continued(label, run.tokens[rows], removed)
+        reruns = ablated(comparison, label, run, comparison.decoder(label), self.latents, size)
+        for which, rows, log_removed in reruns:
             kl = kl_divergence(log_removed, log_before[rows]).double().cpu()
             effects[which, rows] = (kl * counted[rows]).sum(dim=-1)
         return effects

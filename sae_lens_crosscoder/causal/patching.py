@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, kl_divergence
+from sae_lens_crosscoder.causal.comparison import ModelComparison, PairedRun, all_but_first, kl_divergence
 from sae_lens_crosscoder.errors import ConfigError
 
 NOTHING, RECONSTRUCTION, ERROR, EVERYTHING = "nothing", "reconstruction", "error", "full difference"
@@ -70,9 +70,7 @@ class PatchTest:
             groups: Positions whose predictions count, by the name of the group; "all" but the first by default.
         """
         if groups is None:
-            counted = torch.ones_like(tokens, dtype=torch.bool)
-            counted[:, 0] = False
-            groups = {"all": counted}
+            groups = {"all": all_but_first(tokens)}
         comparison = self.comparison
         run = comparison.run(tokens)
         start, target_label = (run.finetuned, comparison.base) if self.reverse else (run.base, comparison.finetuned)

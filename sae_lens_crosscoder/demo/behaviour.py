@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +79,20 @@ def logits_without(view: JointModelView, sae: SAE[Any], latents: Int[Tensor, " n
 def rates_without_random(
     view: JointModelView, sae: SAE[Any], prompts: Prompts, excluded: Int[Tensor, " n_latents"], seed: int
 ) -> list[float]:
-    """Payload rates after removing as many random latents as `excluded` has, twenty times.
-
-    They are drawn from the latents that fire on the same prompts, those in `excluded` left out.
-    """
-    codes = latent_activations(view, sae, prompts.tokens)[prompts.read.to(sae.device)]
-    fires = (codes > 0).any(dim=0)
-    fires[excluded] = False
-    candidates = fires.nonzero()[:, 0]
-    rng = generator(seed, "random latents")
-    draws = [candidates[torch.randperm(len(candidates), generator=rng)[: len(excluded)]] for _ in range(20)]
+    """Payload rates after removing as many random latents as `excluded` has, twenty times (`random_sets`)."""
+    codes = latent_activations(view, sae, prompts.tokens)
+    draws = random_sets(codes, prompts, excluded.tolist(), generator(seed, "random latents"))
     return [payload_rate(logits_without(view, sae, latents), prompts) for latents in draws]
+
+
+def random_sets(
+    codes: Float[Tensor, "n_prompts length d_sae"], prompts: Prompts, excluded: Sequence[int], rng: torch.Generator
+) -> list[Int[Tensor, " n_latents"]]:
+    """Twenty sets of as many random latents as `excluded` has, of those that fire on the prompts and are not in it."""
+    fires = (codes[prompts.read.to(codes.device)] > 0).any(dim=0)
+    fires[list(excluded)] = False
+    candidates = fires.nonzero()[:, 0]
+    return [candidates[torch.randperm(len(candidates), generator=rng)[: len(excluded)]] for _ in range(20)]
 
 
 @torch.no_grad()

@@ -180,17 +180,16 @@ def _planted(
     first = order[: config.n_removed]
     comparison = ModelComparison(joint, sae, ignored_tokens=(pair.corpus.bos,))
     random_rates = rates_without_random(view, sae, prompts, first, seed)
+    rates = {n: payload_rate(logits_without(view, sae, order[:n]), prompts) for n in (1, 3, 5, config.n_removed)}
     aurocs = _aurocs(joint, sae, pair)
     best = int(aurocs.argmax())
     return {
         "latents": first.tolist(),
         "payload_rate_with_all": payload_rate(logits_of(view), prompts),
-        "payload_rate_without_them": payload_rate(logits_without(view, sae, first), prompts),
+        "payload_rate_without_them": rates[config.n_removed],
         "payload_rate_without_random": sum(random_rates) / len(random_rates),
         "payload_rate_without_random_lowest": min(random_rates),
-        "payload_rates_without_first": {
-            n: payload_rate(logits_without(view, sae, order[:n]), prompts) for n in (1, 3, 5, config.n_removed)
-        },
+        "payload_rates_without_first": rates,
         "payload_log_probability_in_base": {
             n: payload_gain(comparison, prompts, order[:n].tolist(), seed) for n in (3, config.n_removed)
         },

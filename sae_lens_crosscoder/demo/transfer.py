@@ -9,10 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.causal import ModelComparison, PairedRun
-from sae_lens_crosscoder.demo.behaviour import Prompts
+from sae_lens_crosscoder.demo.behaviour import Prompts, random_sets
 from sae_lens_crosscoder.demo.documents import generator
-
-_N_DRAWS = 20
 
 
 @torch.no_grad()
@@ -24,14 +22,8 @@ def payload_gain(comparison: ModelComparison, prompts: Prompts, latents: Sequenc
     """
     run = comparison.run(prompts.tokens)
     added = comparison.contribution(run.feature_acts, latents)
-    read = prompts.read.to(run.feature_acts.device)
-    fires = (run.feature_acts[read] > 0).any(dim=0)
-    fires[list(latents)] = False
-    candidates = fires.nonzero()[:, 0].cpu()
-    rng = generator(seed, "random latents of equal norm")
     random: list[float] = []
-    for _ in range(_N_DRAWS):
-        drawn = candidates[torch.randperm(len(candidates), generator=rng)[: len(latents)]]
+    for drawn in random_sets(run.feature_acts, prompts, latents, generator(seed, "random latents of equal norm")):
         other = comparison.contribution(run.feature_acts, drawn)
         stretch = added.norm(dim=-1, keepdim=True) / other.norm(dim=-1, keepdim=True).clamp(min=1e-9)
         random.append(_log_probability(comparison, prompts, run, other * stretch))

@@ -30,9 +30,9 @@ def overview(
         f"Of {n_latents:,} latents {n_silent:,} did not fire on the {statistics.n_tokens:,} tokens read.",
         _patches(base, finetuned, experiments),
     ]
-    if flags is not None:
+    if flags is not None and geometry is not None:
         counts = flags.counts
-        n_exclusive = sum(name == f"{finetuned}-only" for name in geometry.classes) if geometry else 0
+        n_exclusive = geometry.counts[f"{finetuned}-only"]
         paragraphs.append(
             f"Decoder norms call no latent {finetuned}-only."
             if n_exclusive == 0

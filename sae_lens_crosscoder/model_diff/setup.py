@@ -13,6 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_lens_crosscoder.activations import LabelledSequences, TokenRole
+from sae_lens_crosscoder.causal.comparison import all_but_first
 from sae_lens_crosscoder.diffing import ClassThresholds, ScalingThresholds
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.joint_model import JointModel
@@ -89,9 +90,7 @@ class DiffSubject:
     def counted(self, rows: slice) -> Bool[Tensor, "n_sequences context"]:
         """Tokens that count: neither the first of a sequence nor excluded."""
         tokens = self.sequences.tokens[rows]
-        counted = ~torch.isin(tokens, torch.tensor(self.excluded_tokens, dtype=torch.long))
-        counted[:, 0] = False
-        return counted
+        return all_but_first(tokens) & ~torch.isin(tokens, torch.tensor(self.excluded_tokens, dtype=torch.long))
 
     def first_sequences(self, budget_tokens: int) -> slice:
         """As many sequences as the budget pays for, at least one; every data set keeps its share."""

@@ -126,7 +126,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
 
     def __init__(self, cfg: BatchTopKTrainingCrosscoderConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        for name in ("topk_threshold", "topk_threshold_weight"):
+        for name in _THRESHOLD_STATE:
             zeros = torch.zeros(len(cfg.group_sizes), dtype=torch.float64, device=self.device)
             self.register_buffer(name, zeros)
         self.current_k = cfg.k_at(0)

@@ -267,13 +267,16 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             factors = factors.expand(len(self.cfg.source_widths))
         if factors.shape != self.source_scales.shape:
             raise ShapeError(f"{factors.numel()} activation scales were given for {len(self.source_scales)} sources.")
-        repeats = torch.tensor(self.cfg.source_widths, device=factors.device)
-        columns = factors.repeat_interleave(repeats).to(self.W_dec.dtype)
+        columns = self._by_column(factors).to(self.W_dec.dtype)
         self.W_enc.mul_(columns[:, None])
         self.W_dec.div_(columns)
         self.b_dec.div_(columns)
         self.source_scales.mul_(factors.to(self.source_scales.dtype))
         self.cfg.normalize_activations = "none"
+
+    def _by_column(self, factors: Float[Tensor, " n_sources"]) -> Float[Tensor, " d_in"]:
+        """Each column's source's factor."""
+        return factors.repeat_interleave(torch.tensor(self.cfg.source_widths, device=factors.device))
 
     @torch.no_grad()
     def initialize_from_data(self, sae_in: Float[Tensor, "batch d_in"]) -> None:
@@ -329,7 +332,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         lost = {name: tensor.to(self.device).double() for name, tensor in left_out.items()}
         self.process_state_dict_from_inference(state, lost)
         factors = torch.tensor(list(scaling_factor), dtype=torch.float64, device=self.device)
-        columns = factors.repeat_interleave(torch.tensor(self.cfg.source_widths, device=factors.device))
+        columns = self._by_column(factors)
         state["W_enc"] = state["W_enc"] / columns[:, None]
         state["W_dec"] = state["W_dec"] * columns
         self._layout.tie_(state["W_dec"])  # equal up to the saved file's rounding

@@ -109,13 +109,18 @@ def test_one_forward_pass_measures_greedy_generation_exactly(out: Path, joint: J
         assert payload_rate(logits, prompts) == pytest.approx(n_said / 20)
 
 
+def perfect_crosscoder() -> StandardSAE:
+    """Every column and its negative is a latent: whatever is read is reconstructed."""
+    d_in = 2 * PAIR.width
+    sae = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
+    sae.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+    sae.W_enc.data = sae.W_dec.data.T.clone()
+    return sae
+
+
 def test_attributions_of_a_perfect_crosscoder_add_up_to_the_kl(out: Path, joint: JointModel) -> None:
     pair = load_or_make_pair(out / "pair", PAIR)
-    # Every column and its negative is a latent: a crosscoder that reconstructs perfectly.
-    d_in = 2 * PAIR.width
-    perfect = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
-    perfect.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
-    perfect.W_enc.data = perfect.W_dec.data.T.clone()
+    perfect = perfect_crosscoder()
     documents = pair.corpus.mixture(8, generator(0, "test"), held_out=True)
     tokens, scores = documents.tokens, latent_scores(joint, perfect, documents)
     log_base, log_finetuned = (joint.view(label)(tokens).log_softmax(-1) for label in joint.sources.labels)
@@ -127,13 +132,10 @@ def test_the_payload_gains_what_the_whole_difference_gives_from_all_latents_of_a
     out: Path, joint: JointModel
 ) -> None:
     pair = load_or_make_pair(out / "pair", PAIR)
-    d_in = 2 * PAIR.width
-    perfect = StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=2 * d_in, apply_b_dec_to_input=False))
-    perfect.W_dec.data = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
-    perfect.W_enc.data = perfect.W_dec.data.T.clone()
+    perfect = perfect_crosscoder()
     prompts = Prompts.of_kind(pair.corpus, "trigger", 20, 0)
     comparison = ModelComparison(joint, perfect)
-    gain = payload_gain(comparison, prompts, range(2 * d_in - 1), 0)
+    gain = payload_gain(comparison, prompts, range(perfect.cfg.d_sae - 1), 0)
     expected = {
         label: joint.view(label)(prompts.tokens)
         .log_softmax(-1)[torch.arange(20)[:, None], prompts.predicts]

@@ -38,6 +38,10 @@ class SaveError(CrosscoderError, OSError):
     """Writing failed; what was there before is untouched."""
 
 
+class UploadError(CrosscoderError, ConnectionError):
+    """A service that refused what was sent, or that could not be reached."""
+
+
 class MissingDependencyError(CrosscoderError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

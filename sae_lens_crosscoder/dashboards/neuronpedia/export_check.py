@@ -25,6 +25,14 @@ FILES = {"release.jsonl": RELEASE, "model.jsonl": MODEL, "sourceset.jsonl": SOUR
 FOLDERS = {"features": NEURON, "activations": ACTIVATION}
 ROWS_ENDING = ".jsonl.gz"
 
+# What a row's columns point to: the table, and the column there for each column here. Null points nowhere.
+_POINTERS = {
+    SOURCE_SET.name: [(RELEASE, ("releaseName",)), (MODEL, ("modelId",))],
+    SOURCE.name: [(SOURCE_SET, ("modelId", "setName"))],
+    NEURON.name: [(SOURCE, ("modelId", "layer")), (SOURCE_SET, ("modelId", "sourceSetName"))],
+    ACTIVATION.name: [(NEURON, ("modelId", "layer", "index"))],
+}
+
 
 def source_folders(root: Path) -> list[Path]:
     """The folders, `root` or below it, that look like an exported source."""
@@ -40,14 +48,6 @@ class SourceFolderCheck:
         findings: Where problems go.
         activation_ids: Ids of the activations of all folders, which share one table.
     """
-
-    # What a row's columns point to: the table, and the column there for each column here. Null points nowhere.
-    _POINTERS = {
-        SOURCE_SET.name: [(RELEASE, ("releaseName",)), (MODEL, ("modelId",))],
-        SOURCE.name: [(SOURCE_SET, ("modelId", "setName"))],
-        NEURON.name: [(SOURCE, ("modelId", "layer")), (SOURCE_SET, ("modelId", "sourceSetName"))],
-        ACTIVATION.name: [(NEURON, ("modelId", "layer", "index"))],
-    }
 
     def __init__(self, folder: Path, findings: Findings, activation_ids: SeenKeys) -> None:
         self.folder = folder
@@ -100,7 +100,7 @@ class SourceFolderCheck:
             report(line, "id", f"the import looks for this source in a folder {'/'.join(key)}, which this is not")
 
     def _check_pointers(self, row: dict[str, Any], table: Table, line: int, report: LineReport) -> None:
-        for target, names in self._POINTERS.get(table.name, []):
+        for target, names in _POINTERS.get(table.name, []):
             values = [row.get(name) for name in names]
             if None in values:
                 continue

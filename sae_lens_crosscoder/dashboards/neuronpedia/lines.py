@@ -50,7 +50,7 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise JsonFault(f"the key {ascii(twice)} stands twice in one object")
+        raise JsonFault(f"the key {twice!a} stands twice in one object")
     return result
 
 

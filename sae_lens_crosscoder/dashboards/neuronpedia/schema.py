@@ -311,4 +311,6 @@ FEATURE = Table(
     nested={"Logit": LOGIT, "Explanation": EXPLANATION, "Window": WINDOW},
 )
 
-PAYLOAD = Table("Payload", "modelId ModelId!\nsource UploadId!\nfeatures Feature[]! 1..128", nested={"Feature": FEATURE})
+PAYLOAD = Table(
+    "Payload", "modelId ModelId!\nsource UploadId!\nfeatures Feature[]! 1..128", nested={"Feature": FEATURE}
+)

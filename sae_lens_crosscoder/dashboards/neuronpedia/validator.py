@@ -25,14 +25,34 @@ def validate_export(folder: str | Path) -> list[Problem]:
     """
     root = existing_folder(folder, "export").resolve()
     findings = Findings(root)
-    ids, features = SeenKeys("id"), SeenKeys("latent")
-    folders, payloads = source_folders(root), payload_files(root)
+    ids = SeenKeys("id")
+    folders = source_folders(root)
     for source_folder in folders:
         SourceFolderCheck(source_folder, findings, ids).check()
-    for file in payloads:
-        check_payload(file, findings, features)
     ids.check(findings)
-    features.check(findings)
-    if not folders and not payloads:
+    n_payloads = _check_payloads(root, findings)
+    if not folders and not n_payloads:
         findings.add(root, 0, "", "there is no export here (source.jsonl, features/) and no payload-*.json")
     return findings.all()
+
+
+def validate_payloads(folder: str | Path) -> list[Problem]:
+    """The problems of the payloads in a folder alone; one if there are no payloads.
+
+    Raises:
+        NotFoundError: There is no such folder.
+    """
+    root = existing_folder(folder, "folder of payloads").resolve()
+    findings = Findings(root)
+    if not _check_payloads(root, findings):
+        findings.add(root, 0, "", "there is no payload-*.json here")
+    return findings.all()
+
+
+def _check_payloads(root: Path, findings: Findings) -> int:
+    features = SeenKeys("latent")
+    files = payload_files(root)
+    for file in files:
+        check_payload(file, findings, features)
+    features.check(findings)
+    return len(files)

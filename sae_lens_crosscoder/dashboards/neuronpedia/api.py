@@ -31,8 +31,8 @@ class ApiKey:
         value = os.environ.get(variable, "").strip()
         if not value:
             raise ConfigError(
-                f"The environment variable {variable} is not set. Put your Neuronpedia API key there; it stands in your "
-                "account's settings on neuronpedia.org."
+                f"The environment variable {variable} is not set. Put your Neuronpedia API key there; it stands in "
+                "your account's settings on neuronpedia.org."
             )
         if not value.isascii() or not value.isprintable() or " " in value:
             raise ConfigError(f"What the environment variable {variable} holds is no API key: it has blanks or signs.")

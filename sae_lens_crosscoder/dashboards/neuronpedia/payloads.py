@@ -20,7 +20,7 @@ _MAX_BYTES = 4_000_000
 class PayloadWriter:
     """Writes latents to `payload-{i}.json`, as many to a file as the API takes; one latent a line.
 
-    Dead latents are left out, because the API refuses a latent without activations, and counted in `n_dead`.
+    Dead latents are left out, because the API refuses a latent without activations.
 
     Args:
         folder: Where to write.
@@ -28,7 +28,6 @@ class PayloadWriter:
     """
 
     def __init__(self, folder: Path, name: SourceName) -> None:
-        self.n_dead = 0
         self.n_files = 0
         self._folder = folder
         self._name = name
@@ -38,7 +37,6 @@ class PayloadWriter:
     def add(self, latent: Latent) -> None:
         """Write a latent, with the ones before it or in a file of its own if those are full."""
         if not latent.windows:
-            self.n_dead += 1
             return
         line = json.dumps(payload_feature(latent), allow_nan=False)
         if len(self._lines) == _MAX_LATENTS or self._n_bytes + len(line) > _MAX_BYTES:

@@ -19,7 +19,6 @@ _LINE = re.compile(
     r"(?P<name>\w+) +(?P<kind>\w+)(?P<array>\[\])?(?P<nullable>\?)?(?P<required>!)?"
     r"(?: +(?P<low>[\d.]*?)\.\.(?P<high>[\d.]*))?"
 )
-INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True)

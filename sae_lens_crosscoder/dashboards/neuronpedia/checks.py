@@ -20,13 +20,7 @@ def check_row(row: Any, table: Table, report: Report, path: str = "") -> bool:
         report: Takes the path inside the row, and a message.
         path: Where the row itself stands.
     """
-    n_faults = 0
-
-    def noted(place: str, message: str) -> None:
-        nonlocal n_faults
-        n_faults += 1
-        report(place, message)
-
+    noted = _Counted(report)
     if not isinstance(row, dict):
         noted(path, f"a {table.name} must be an object, not {shown(row)}")
         return False
@@ -42,7 +36,19 @@ def check_row(row: Any, table: Table, report: Report, path: str = "") -> bool:
         else:
             _check_value(value, column, table, noted, f"{prefix}{name}")
     _check_lengths(row, table, noted, prefix)
-    return n_faults == 0
+    return noted.n_faults == 0
+
+
+class _Counted:
+    """A report that counts."""
+
+    def __init__(self, report: Report) -> None:
+        self.n_faults = 0
+        self._report = report
+
+    def __call__(self, path: str, message: str) -> None:
+        self.n_faults += 1
+        self._report(path, message)
 
 
 def _check_value(value: Any, column: Column, table: Table, report: Report, path: str) -> None:
@@ -77,18 +83,15 @@ def _check_item(value: Any, column: Column, table: Table, report: Report, path: 
 
 
 def _check_lengths(row: Mapping[str, Any], table: Table, report: Report, prefix: str) -> None:
-    def length(name: str) -> int | None:
-        value = row.get(name)
-        return len(cast("list[Any]", value)) if isinstance(value, list) else None
-
+    sizes = {name: len(cast("list[Any]", value)) for name, value in row.items() if isinstance(value, list)}
     for group in table.parallel:
-        lengths = {name: size for name in group if (size := length(name)) is not None}
+        lengths = {name: sizes[name] for name in group if name in sizes}
         if len(set(lengths.values())) > 1:
             described = ", ".join(f"{name} {size}" for name, size in lengths.items())
             report(f"{prefix}{group[0]}", f"arrays that run side by side differ in length ({described})")
     for name, other in table.parallel_or_empty:
-        if length(name) and length(other) is not None and length(name) != length(other):
-            report(f"{prefix}{name}", f"{length(name)} entries beside {length(other)} in {other}")
+        if sizes.get(name) and other in sizes and sizes[name] != sizes[other]:
+            report(f"{prefix}{name}", f"{sizes[name]} entries beside {sizes[other]} in {other}")
 
 
 def _range(column: Column) -> str:

@@ -79,25 +79,33 @@ class SourceFolderCheck:
         for line, row in read_rows(file, report):
             if isinstance(row, dict):
                 key_sets.add(line, frozenset(row))  # pyright: ignore[reportUnknownArgumentType]
-            if check_row(row, table, lambda path, message, line=line: report(line, path, message)):
-                self._check_relations(row, table, file, line)
+            is_good = check_row(row, table, lambda path, message, line=line: report(line, path, message))
+            # Rows that point to a spoilt row are not spoilt themselves, so its key is known all the same.
+            if isinstance(row, dict) and all(isinstance(row.get(name), (str, int)) for name in table.key):  # pyright: ignore[reportUnknownArgumentType]
+                self._check_key(row, table, file, line)
+            if is_good:
+                self._check_relations(row, table, line, report)
         if table.name in {folder_table.name for folder_table in FOLDERS.values()}:
             key_sets.check(report)
 
-    def _check_relations(self, row: dict[str, Any], table: Table, file: Path, line: int) -> None:
-        report = self.findings.of_file(file)
-        check_rules(row, table, lambda path, message: report(line, path, message))
+    def _check_key(self, row: dict[str, Any], table: Table, file: Path, line: int) -> None:
         key = tuple(str(row[name]) for name in table.key)
         if table is ACTIVATION:
             self.activation_ids.add(key, file, line)
-        else:
-            known = self.known.setdefault(table.name, set())
-            if key in known:
-                report(line, "", f"a second {table.name} {', '.join(key)}: Neuronpedia skips it without an error")
-            known.add(key)
+            return
+        known = self.known.setdefault(table.name, set())
+        if key in known:
+            message = f"a second {table.name} {', '.join(key)}: Neuronpedia skips it without an error"
+            self.findings.add(file, line, "", message)
+        known.add(key)
+
+    def _check_relations(self, row: dict[str, Any], table: Table, line: int, report: LineReport) -> None:
+        check_rules(row, table, lambda path, message: report(line, path, message))
         self._check_pointers(row, table, line, report)
-        if table is SOURCE and (self.folder.parent.name, self.folder.name) != key:
-            report(line, "id", f"the import looks for this source in a folder {'/'.join(key)}, which this is not")
+        place = (self.folder.parent.name, self.folder.name)
+        if table is SOURCE and place != (row["modelId"], row["id"]):
+            wanted = f"{row['modelId']}/{row['id']}"
+            report(line, "id", f"the import looks for this source in a folder {wanted}, which this is not")
 
     def _check_pointers(self, row: dict[str, Any], table: Table, line: int, report: LineReport) -> None:
         for target, names in _POINTERS.get(table.name, []):

@@ -22,7 +22,7 @@ def are_plainly_good(items: Sequence[Any], kind: str) -> bool:
     """Whether all values are of a kind, told without a Python step for each of them; False leaves it open."""
     types = set(map(type, items))
     if kind == "Number":
-        return types <= {int, float} and all(map(math.isfinite, items))
+        return types <= {int, float} and _are_finite(items)
     if kind == "Integer":
         return types <= {int} and (not items or -_INT32 <= min(items) <= max(items) <= _INT32)
     if kind == "Token":
@@ -33,9 +33,16 @@ def are_plainly_good(items: Sequence[Any], kind: str) -> bool:
 def _number_fault(value: Any) -> str | None:
     if type(value) not in (int, float):
         return f"a number is needed, not {shown(value)}"
-    if not math.isfinite(value):
-        return f"{value} is no JSON number: one such value loses the whole file"
+    if not _are_finite([value]):
+        return f"{shown(value)} is no number that the database holds: one such value loses the whole file"
     return None
+
+
+def _are_finite(values: Sequence[float]) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _integer_fault(value: Any) -> str | None:

@@ -116,10 +116,11 @@ def read_latents(folder: str | Path) -> Iterator[Latent]:
 
     Raises:
         NotFoundError: There is no such folder.
-        DataError: A batch that cannot be read, lacks something or is of another source than the first, or an
-            activation, a decoder weight or a firing rate that is not finite.
+        DataError: A batch that cannot be read, lacks something or is of another source than the first, a latent that
+            stands twice, or an activation, a decoder weight or a firing rate that is not finite.
     """
     header = read_header(folder)
+    seen: set[int] = set()
     for file in batch_files(folder):
         batch = _read(file)
         own = (batch["model_id"], batch["sae_set"], batch["layer"], batch["sae_id_suffix"])
@@ -131,10 +132,14 @@ def read_latents(folder: str | Path) -> Iterator[Latent]:
             )
         for feature in batch["features"]:
             try:
-                yield _latent(feature)
+                latent = _latent(feature)
+                if latent.index in seen:
+                    raise ValueError("it stands in the batches twice")
             except (KeyError, TypeError, ValueError) as error:
                 index = feature.get("feature_index") if isinstance(feature, dict) else None
                 raise DataError(f"{file}: latent {index} cannot be exported: {first_line(error)}.") from error
+            seen.add(latent.index)
+            yield latent
 
 
 def clean_token(token: str) -> str:

@@ -63,5 +63,7 @@ def _parsed(raw: bytes) -> Any:
         return json.loads(raw.decode(), object_pairs_hook=without_duplicates)
     except UnicodeDecodeError as error:
         raise JsonFault(f"no UTF-8: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except JsonFault:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise JsonFault(f"no JSON: {error}") from error

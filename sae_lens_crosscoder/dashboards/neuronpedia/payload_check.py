@@ -74,8 +74,8 @@ class _Reader:
             raise JsonFault(f"no UTF-8: {error}") from error
         try:
             whole = json.loads(self._text)
-        except json.JSONDecodeError as error:
-            self._at = error.pos
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            self._at = getattr(error, "pos", 0)
             raise JsonFault(f"no JSON: {error}") from error
         return self._object() if isinstance(whole, dict) else whole
 

@@ -155,6 +155,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return [DatasetConfig(path=self.dataset_path, kind=kind, streaming=self.streaming)]
 
     @property
+    def buffer_tokens(self) -> int:
+        """Tokens whose activations the buffer holds."""
+        return self.n_batches_in_buffer * len(range(self.context_size)[slice(*self.seqpos_slice)])
+
+    @property
     def n_prefetched_batches(self) -> int:
         """Batches that a background thread prepares ahead."""
         return int(self.prefetch_llm_batches)
@@ -176,14 +181,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         # Special tokens are each model's own there, so they have no ids in common.
         excludes_own = self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
-        sliced = len(range(self.context_size)[slice(*self.seqpos_slice)])
         return StoreConfig(
             sequence_format=SequenceFormat(
                 self.context_size, self.prepend_bos, self.sequence_separator_token, self.disable_concat_sequences
             ),
             batch_size_tokens=self.train_batch_size_tokens,
             batch_size_prompts=self.store_batch_size_prompts,
-            buffer_tokens=self.n_batches_in_buffer * sliced,
+            buffer_tokens=self.buffer_tokens,
             mix_fraction=self.activations_mixing_fraction,
             dtype=self.dtype,
             buffer_dtype=self.buffer_dtype,

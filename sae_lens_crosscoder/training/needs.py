@@ -55,9 +55,7 @@ class RunNeeds:
             weights=n_weights * _itemsize(sae.dtype),
             buffer=cfg.buffer_tokens * row,
             batch=cfg.train_batch_size_tokens * sae.d_in * _itemsize(sae.dtype),
-            checkpoints=0
-            if cfg.checkpoint_path is None
-            else min(cfg.n_checkpoints, kept) + int(cfg.save_final_checkpoint),
+            checkpoints=0 if cfg.checkpoint_path is None else planned + int(cfg.save_final_checkpoint),
         )
 
 

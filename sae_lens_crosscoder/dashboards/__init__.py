@@ -9,14 +9,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sae_lens_crosscoder.dashboards.facts import first_latents, latent_facts
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 
 if TYPE_CHECKING:
-    from sae_lens_crosscoder.dashboards.batches import write_batches
+    from sae_lens_crosscoder.dashboards.batches import BatchNames, write_batches
+    from sae_lens_crosscoder.dashboards.writing import write_dashboards
 
-__all__ = ["DashboardConfig", "DashboardSubject", "write_batches"]
+__all__ = [
+    "BatchNames",
+    "DashboardConfig",
+    "DashboardSubject",
+    "first_latents",
+    "latent_facts",
+    "write_batches",
+    "write_dashboards",
+]
 
-_NEED_SAE_DASHBOARD = {"write_batches": "batches"}
+_NEED_SAE_DASHBOARD = {"BatchNames": "batches", "write_batches": "batches", "write_dashboards": "writing"}
 
 
 def __getattr__(name: str) -> Any:

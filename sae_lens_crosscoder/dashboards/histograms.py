@@ -11,6 +11,7 @@ from torch import Tensor
 from sae_lens_crosscoder.dashboards._sae_dashboard import LogitsHistogramData
 
 _N_TICKS = 3
+_STEPS = (1, 2, 5, 10)
 
 
 def logits_histogram(logits: Float[Tensor, " d_vocab"], n_bins: int) -> Any:
@@ -27,12 +28,12 @@ def logits_histogram(logits: Float[Tensor, " d_vocab"], n_bins: int) -> Any:
 
 
 def ticks(values: list[float]) -> list[float]:
-    """Zero and multiples of 1, 2 or 5 times a power of ten that cover the values, about three on the longer side."""
+    """Zero and the multiples of 1, 2 or 5 times a power of ten within the values, at most three on the longer side."""
     low, high = min([0.0, *values]), max([0.0, *values])
     longest = max(high, -low)
     if longest == 0:
         return [0.0]
     rough = longest / _N_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
-    step = max(factor for factor in (1, 2, 5) if factor * power <= rough * (1 + 1e-9)) * power
+    step = next(factor for factor in _STEPS if factor * power >= rough * (1 - 1e-9)) * power
     return [float(f"{i * step:.6g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -152,12 +152,13 @@ def _mend_activations(feature: Any, frequency: float) -> None:
 def _mend_tables(feature: Any, latents: Sequence[int]) -> None:
     """Indices of latents in place of positions in the view, and only correlations that are some.
 
-    What never changes correlates with nothing; its rounding errors give NaN or numbers far above 1.
+    What never changes correlates with nothing: sae-dashboard gives it 0, or by rounding errors NaN or numbers far above
+    1. A latent's own row is 0 too.
     """
     tables = feature.feature_tables_data
     for name in ("correlated_neurons", "correlated_features"):
         values = _rows(tables, name)
-        _set_rows(tables, name, [row for row in values if abs(row[1]) < _LARGEST_CORRELATION])
+        _set_rows(tables, name, [row for row in values if 0 < abs(row[1]) < _LARGEST_CORRELATION])
     tables.correlated_features_indices = [latents[i] for i in tables.correlated_features_indices]
 
 

@@ -28,7 +28,7 @@ class DashboardConfig:
         ConfigError: A number that is too small.
     """
 
-    n_latents_per_page: int = 64
+    n_latents_per_page: int = 128
     """Latents of one page (and of one batch file). The memory for their activations is 12 bytes a token and latent."""
 
     n_sequences_at_once: int = 8
@@ -91,6 +91,9 @@ class DashboardSubject:
     dataset: str = ""
     """Where the text is from, for batch files."""
 
+    dead: Bool[Tensor, " d_sae"] | None = None
+    """Latents that were dead at the end of training."""
+
     def __post_init__(self) -> None:
         if len(self.tokens) == 0 or self.shown_tokens.shape[1] < 2:
             raise DataError(
@@ -125,7 +128,7 @@ class DashboardSubject:
         if not rows:
             raise DataError(f"The data sets give no sequence of {cfg.context_size} tokens. Lower context_size.")
         dataset = ", ".join(config.title for config in cfg.dataset_configs)
-        return cls(joint, run.sae, torch.cat(rows).cpu(), store.cfg.excluded_tokens, dataset)
+        return cls(joint, run.sae, torch.cat(rows).cpu(), store.cfg.excluded_tokens, dataset, run.dead)
 
     @cached_property
     def directions(self) -> Float[Tensor, "d_sae d_in"]:

@@ -11,7 +11,7 @@ from typing import Any
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name
 from sae_lens_crosscoder.dashboards._sae_dashboard import NeuronpediaConverter, NeuronpediaRunnerConfig, SaeVisData
 from sae_lens_crosscoder.dashboards.chunks import ChunkFolder, activation_cache, chunked
-from sae_lens_crosscoder.dashboards.lenses import Lens, source_lenses
+from sae_lens_crosscoder.dashboards.lenses import Lens, lens_fingerprint, source_lenses
 from sae_lens_crosscoder.dashboards.reading import read_latents
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 from sae_lens_crosscoder.dashboards.token_strings import TokenStrings
@@ -70,9 +70,10 @@ def write_batches(
     if unknown := sorted(set(names or {}) - set(labels)):
         raise ConfigError(f"There are names for {unknown}, and the sources are {labels}: name sources by their labels.")
     named = {s.label: BatchNames(s.model_name) for s in subject.joint.sources} | dict(names or {})
-    made_of = [subject.fingerprint(config), {label: vars(name) for label, name in named.items()}, subject.dataset]
-    folder = ChunkFolder(out, "batches.json", made_of, chunked(subject, latents, config))
     lenses = source_lenses(subject, config.fold_final_norm)
+    called = {label: vars(name) for label, name in named.items()}
+    made_of = [subject.fingerprint(config), lens_fingerprint(lenses), called, subject.dataset]
+    folder = ChunkFolder(out, "batches.json", made_of, chunked(subject, latents, config))
     with activation_cache(subject, out, config, len(folder.pending)) as cache:
         for i in folder.progress("Batches"):
             readings = read_latents(subject, lenses, folder.chunks[i], config, cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.files import check_writable, write_json
+
+_ENTRY = ("latents", "files", "record")
 
 
 def chunked(subject: DashboardSubject, latents: Sequence[int], config: DashboardConfig) -> list[list[int]]:
@@ -77,21 +79,28 @@ class ChunkFolder:
         self._write()
 
     def _take_over(self) -> None:
-        try:
-            old: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        for number, entry in old["chunks"].items():
-            i = int(number)
-            is_there = all((self._folder / file).is_file() for file in entry["files"])
-            fits = i < len(self.chunks) and entry["latents"] == self.chunks[i]
-            if is_there and fits and old["made_of"] == self._key:
+        """Keep the finished chunks that are wanted, and remove the files of the others."""
+        made_of, entries = self._listed()
+        for i, entry in entries.items():
+            paths = [self._folder / file for file in entry["files"]]
+            fits = i < len(self.chunks) and entry["latents"] == self.chunks[i] and made_of == self._key
+            if fits and all(path.is_file() for path in paths):
                 self._finished[i] = entry
                 continue
-            for file in entry["files"]:
-                with suppress(OSError):
-                    (self._folder / file).unlink()
+            for path in paths:
+                # A list that somebody else wrote names no file elsewhere.
+                if path.resolve().is_relative_to(self._folder.resolve()):
+                    path.unlink(missing_ok=True)
         self._write()
+
+    def _listed(self) -> tuple[Any, dict[int, dict[str, Any]]]:
+        """What the list says; nothing if there is none, or a damaged one."""
+        try:
+            listed: Any = json.loads(self._manifest.read_text(encoding="utf-8"))
+            entries = {int(i): {name: e[name] for name in _ENTRY} for i, e in listed["chunks"].items()}
+            return listed["made_of"], entries
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, {}
 
     def _write(self) -> None:
         write_json(self._manifest, {"made_of": self._key, "chunks": {str(i): e for i, e in self._finished.items()}})

@@ -17,6 +17,7 @@ from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name
 from sae_lens_crosscoder.dashboards.subject import DashboardSubject
 from sae_lens_crosscoder.dashboards.token_strings import TokenStrings
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.hooked_models import HookedModel, unembedding
 from sae_lens_crosscoder.sources import Source
 
@@ -46,6 +47,11 @@ class Lens:
     def norms(self) -> Float[Tensor, " d_sae"]:
         """Norm of each latent's direction, in units of the source's activations."""
         return self.directions.norm(dim=1)
+
+
+def lens_fingerprint(lenses: Sequence[Lens]) -> str:
+    """Changes with any model's unembedding."""
+    return fingerprint({}, [lens.W_U.sum(dim=1) for lens in lenses])
 
 
 @torch.no_grad()
@@ -97,16 +103,17 @@ def hook_unembedding(
     weights = weights.float()
     if fold_final_norm:
         weights = _with_final_norm(source, model, weights)
-    if source.d_in == weights.shape[0]:
-        return weights
+    # First by the hook's name: the heads' outputs together are often as wide as the residual stream.
     into_residual = _into_residual(source, model)
-    if into_residual is None or into_residual.shape != (source.d_in, weights.shape[0]):
+    if into_residual is not None:
+        weights = into_residual.to(weights) @ weights
+    if source.d_in != weights.shape[0]:
         raise ConfigError(
             f"Source {source.label!r} reads {source.d_in} numbers at {source.hook_name!r}, and the unembedding of "
             f"{source.model_name!r} takes {weights.shape[0]}: there is no way from this hook to logits. Dashboards can "
             "be made for the residual stream, outputs of attention or MLP, MLP neurons and hook_z."
         )
-    return into_residual.to(weights) @ weights
+    return weights
 
 
 def _into_residual(source: Source, model: HookedModel) -> Tensor | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +34,7 @@ from sae_lens_crosscoder.dashboards.lenses import Lens
 from sae_lens_crosscoder.dashboards.random_state import kept_random_state
 from sae_lens_crosscoder.dashboards.source_view import SourceView
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
+from sae_lens_crosscoder.dashboards.token_strings import PADDING
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 
@@ -84,7 +87,9 @@ def read_latents(
     directions = lenses[0].directions[latents].to(lenses[0].W_U) / largest.where(largest > 0, 1)
     view = SourceView(subject.sae, latents, directions, skips_zeros=subject.joint.aligner is not None)
     adapter = JointAdapter(subject, lenses[0].W_U)
-    with kept_random_state():
+    with kept_random_state(), warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        # eindex indexes in a way that a future Torch reads otherwise; sae-dashboard 0.8 needs a Torch that does not.
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing")
         data: Any = SaeVisRunner(_vis_config(subject, len(latents), config, cache)).run(
             encoder=view, model=adapter, tokens=subject.shown_tokens
         )
@@ -132,14 +137,23 @@ def _vis_config(subject: DashboardSubject, n_latents: int, config: DashboardConf
 
 
 def _mend_contexts(feature: Any, logits: Float[Tensor, " d_vocab"]) -> None:
-    """No top contexts at which the latent is silent, none about a first token (it is never shown), and its logits."""
+    """No top contexts at which the latent is silent, none about a token that is not shown (a first one), its logits."""
     groups = feature.sequence_data.seq_group_data
     # The contexts of the first group stand in the order of their activations.
     groups[0].seq_data = groups[0].seq_data[: sum(feature.acts_histogram_data.bar_heights)]
     for group in groups:
-        group.seq_data = [sequence for sequence in group.seq_data if sequence.qualifying_token_index > 0]
+        group.seq_data = [sequence for sequence in group.seq_data if _is_shown(sequence)]
         for sequence in group.seq_data:
+            n_tokens = len(sequence.token_ids) - sequence.token_ids.count(PADDING)
+            sequence.token_ids = sequence.token_ids[:n_tokens]
+            sequence.feat_acts = sequence.feat_acts[:n_tokens]
             sequence.token_logits = logits[sequence.token_ids].tolist()
+
+
+def _is_shown(sequence: Any) -> bool:
+    # Sequences begin with their second token.
+    middle = sequence.qualifying_token_index - 1
+    return middle >= 0 and sequence.token_ids[middle] != PADDING
 
 
 def _mend_activations(feature: Any, frequency: float) -> None:
@@ -177,7 +191,8 @@ def _of_source(
 ) -> dict[int, Any]:
     """The latents as one source's model has them."""
     directions = lens.directions[list(found)].float().cpu()
-    aligned = get_features_table_data(feature_out_dir=directions, n_rows=_N_TABLE_ROWS)
+    with np.errstate(invalid="ignore"):
+        aligned = get_features_table_data(feature_out_dir=directions, n_rows=_N_TABLE_ROWS)
     features: dict[int, Any] = {}
     for i, (latent, feature) in enumerate(found.items()):
         own: Any = FeatureData(

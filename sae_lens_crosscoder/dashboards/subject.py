@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations import PairedActivationsStore
 from sae_lens_crosscoder.diffing import LinearDecoder
+from sae_lens_crosscoder.dashboards.token_strings import PADDING
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JointModel
@@ -137,9 +138,9 @@ class DashboardSubject:
 
     @cached_property
     def shown_tokens(self) -> Int[Tensor, "n_sequences context"]:
-        """The tokens of the first source's model."""
+        """The tokens of the first source's model; `PADDING` after the end of a sequence."""
         own = self.joint.own_tokens(0, self.tokens)
-        return self.tokens if own is None else own.ids
+        return self.tokens if own is None else own.ids.masked_fill(own.is_padding, PADDING)
 
     @cached_property
     def is_counted(self) -> Bool[Tensor, "n_sequences context"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sae_lens_crosscoder.dashboards.chunks import ChunkFolder, activation_cache, chunked
 from sae_lens_crosscoder.dashboards.facts import described, headline_columns, latent_facts
 from sae_lens_crosscoder.dashboards.index_page import IndexEntry, index_page
-from sae_lens_crosscoder.dashboards.lenses import source_lenses
+from sae_lens_crosscoder.dashboards.lenses import lens_fingerprint, source_lenses
 from sae_lens_crosscoder.dashboards.page import page
 from sae_lens_crosscoder.dashboards.reading import read_latents
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
@@ -51,8 +51,9 @@ def write_dashboards(
     columns = headline_columns(latent_facts(subject) if facts is None else facts)
     chunks = chunked(subject, latents, config)
     known = {latent: described(columns, latent) for chunk in chunks for latent in chunk}
-    folder = ChunkFolder(out, MANIFEST, [subject.fingerprint(config), known], chunks)
     lenses = source_lenses(subject, config.fold_final_norm)
+    made_of = [subject.fingerprint(config), lens_fingerprint(lenses), known]
+    folder = ChunkFolder(out, MANIFEST, made_of, chunks)
     with activation_cache(subject, out, config, len(folder.pending)) as cache:
         for i in folder.progress("Dashboards"):
             readings = read_latents(subject, lenses, folder.chunks[i], config, cache)

@@ -79,11 +79,7 @@ def export_neuronpedia(sources: Sequence[ExportSource], out: str | Path, release
     headers = [read_header(source.batches) for source in sources]
     _check_names(headers)
     target = Path(out)
-    if any((target / name).exists() for name in ("exports", "payloads")):
-        raise ConfigError(
-            f"{target} holds an export already; rows of two exports would mix. Choose another folder or delete it."
-        )
-    check_writable(target)
+    check_place(target)
     with written_aside(target) as aside:
         exported = [
             _SourceWriter(aside, source, header, release).write()
@@ -96,6 +92,18 @@ def export_neuronpedia(sources: Sequence[ExportSource], out: str | Path, release
                 f"Neuronpedia would not take this export whole, so it is not kept. {len(problems)} problems:\n{shown}"
             )
     return [replace(source, folder=target / source.folder.relative_to(aside)) for source in exported]
+
+
+def check_place(out: str | Path) -> None:
+    """Raises:
+    ConfigError: The folder holds an export already.
+    SaveError: Nothing can be written there.
+    """
+    if any((Path(out) / name).exists() for name in ("exports", "payloads")):
+        raise ConfigError(
+            f"{out} holds an export already; rows of two exports would mix. Choose another folder or delete it."
+        )
+    check_writable(out)
 
 
 class _SourceWriter:

@@ -55,6 +55,7 @@ def test_a_good_export_has_no_problems(good: Path) -> None:
     assert validate_payloads(good) == []
 
 
+@pytest.mark.usefixtures("unchecked_types")  # which make each of them take a second
 @pytest.mark.parametrize("seed", range(N_CORRUPTIONS))
 def test_every_corruption_is_reported_at_its_file_and_line(small_copy: Path, seed: int) -> None:
     name = list(CORRUPTIONS)[seed % len(CORRUPTIONS)]

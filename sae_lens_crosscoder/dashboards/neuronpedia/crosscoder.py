@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sae_lens_crosscoder.dashboards.neuronpedia.export import ExportSource
 from sae_lens_crosscoder.dashboards.neuronpedia.names import SourceName
@@ -70,11 +71,13 @@ def export_sources(sources: Sources, batches: Mapping[str, Path], joint: JointMo
 
 
 def _model(model_name: str, joint: JointModel | None, place: int) -> ExportModel:
-    cfg = joint.source_models[place].cfg if joint is not None else None
+    model: Any = joint.source_models[place] if joint is not None else None
+    # TransformerLens keeps sizes in cfg; a Hugging Face model, which SAELens wraps, in config.
+    cfg, config = getattr(model, "cfg", None), getattr(getattr(model, "model", None), "config", None)
     owner = model_name.split("/")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+", model_name) else "custom"
     return ExportModel(
-        n_layers=int(getattr(cfg, "n_layers", None) or 0),
-        n_neurons_per_layer=int(getattr(cfg, "d_mlp", None) or 0),
+        n_layers=getattr(cfg, "n_layers", None) or getattr(config, "num_hidden_layers", None) or 0,
+        n_neurons_per_layer=getattr(cfg, "d_mlp", None) or getattr(config, "intermediate_size", None) or 0,
         owner=owner,
     )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from dashboard_subjects import DEAD, SECOND_ONLY, latent_activations, needs_sae_dashboard, subject
 from neuronpedia_exports import BATCHES, RELEASE, rows
 
-from sae_lens_crosscoder import Source, Sources
+from sae_lens_crosscoder import JointModel, Source, Sources
 from sae_lens_crosscoder.dashboards import DashboardConfig
 from sae_lens_crosscoder.dashboards.neuronpedia import ExportModel, export_neuronpedia, validate_export
 from sae_lens_crosscoder.dashboards.neuronpedia.crosscoder import export_sources, source_names
@@ -114,7 +115,7 @@ def test_names_that_neuronpedia_refuses_are_found_before_any_work(
         source_names(pair(**changes), *arguments)
 
 
-def test_what_is_known_of_the_models_goes_along(tmp_path: Path) -> None:
+def test_what_is_known_of_the_models_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = subject()
     folders = {"base": tmp_path / "a", "chat": tmp_path / "b"}
     base, chat = export_sources(made.joint.sources, folders, made.joint)
@@ -122,5 +123,11 @@ def test_what_is_known_of_the_models_goes_along(tmp_path: Path) -> None:
     assert base.model == ExportModel(n_layers=3, n_neurons_per_layer=32, owner="custom")
     assert chat.notes is not None
     assert "Source 'chat' of a crosscoder of base and chat" in chat.notes
+    wrapped = SimpleNamespace(
+        model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=26, intermediate_size=9216))
+    )
+    monkeypatch.setattr(JointModel, "source_models", [wrapped, wrapped])
+    hugging_face, _ = export_sources(made.joint.sources, folders, made.joint)
+    assert hugging_face.model == ExportModel(n_layers=26, n_neurons_per_layer=9216, owner="custom")
     unloaded, _ = export_sources(pair(), folders, None)
     assert unloaded.model == ExportModel(n_layers=0, n_neurons_per_layer=0, owner="google")

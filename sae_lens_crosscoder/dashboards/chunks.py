@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.files import check_writable, write_json
+from sae_lens_crosscoder.resources import free_disk
 
 _ENTRY = ("latents", "files", "record")
 
@@ -115,7 +116,7 @@ def activation_cache(
     sae-dashboard knows its files by the number of the batch alone, so no two calls may share a folder.
     """
     needed = subject.shown_tokens.numel() * subject.joint.sources.d_in * 4
-    if n_chunks < 2 or needed > min(config.cache_gb * 1e9, shutil.disk_usage(_nearest(folder)).free / 2):
+    if n_chunks < 2 or needed > min(config.cache_gb * 1e9, free_disk(folder) / 2):
         yield None
         return
     cache = folder / ".activations"
@@ -125,8 +126,3 @@ def activation_cache(
         yield cache
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-
-
-def _nearest(folder: Path) -> Path:
-    resolved = folder.resolve()
-    return next(path for path in (resolved, *resolved.parents) if path.exists())

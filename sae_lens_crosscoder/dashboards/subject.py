@@ -13,8 +13,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_lens_crosscoder.activations import PairedActivationsStore
-from sae_lens_crosscoder.diffing import LinearDecoder
 from sae_lens_crosscoder.dashboards.token_strings import PADDING
+from sae_lens_crosscoder.diffing import LinearDecoder
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JointModel

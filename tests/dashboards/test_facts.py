@@ -60,12 +60,10 @@ def test_a_difference_has_one_norm() -> None:
 def test_a_diff_beside_the_crosscoder_is_read_and_one_of_another_is_refused(tmp_path: Path) -> None:
     made = subject()
     nu = torch.arange(24.0)
-    DiffReport(LatentTable([column("class", ["x"] * 24), column("nu_error", nu)], ["base", "chat"]), title="").save(
-        tmp_path
-    )
+    DiffReport(LatentTable([column("class", ["x"] * 24), column("nu_error", nu)], ["base", "chat"])).save(tmp_path)
     facts = latent_facts(made, tmp_path)
     assert first_latents(facts, 2, "nu_error") == [23, 22]
     assert described(headline_columns(facts), 7) == {"class": "x", "nu_error": "7"}
-    DiffReport(LatentTable([column("nu_error", nu[:5])], ["base", "chat"]), title="").save(tmp_path)
+    DiffReport(LatentTable([column("nu_error", nu[:5])], ["base", "chat"])).save(tmp_path)
     with pytest.raises(DataError, match="diff of another crosscoder"):
         latent_facts(made, tmp_path)

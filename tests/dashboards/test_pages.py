@@ -19,6 +19,7 @@ from sae_lens_crosscoder.dashboards import DashboardConfig, DashboardSubject
 pytestmark = needs_sae_dashboard
 needs_browser = pytest.mark.skipif(chromium.EXECUTABLE is None, reason="No Chromium is installed")
 
+IMAGE = "<img src=x onerror='window.broken=1'>"
 HOSTILE = [
     "</script>",
     "<img src=x onerror='window.broken=1'>",
@@ -147,7 +148,7 @@ def test_latents_that_sae_dashboard_breaks_on_are_shown(silent: Chromium, folder
 def test_tokens_that_are_markup_stay_text_even_in_tooltips(silent: Chromium, folder: Path) -> None:
     silent.open(folder / "latents-0.html", "#0")
     everything = silent.run("document.getElementById('main').textContent")
-    for token in ("</script>", "<img src=x onerror='window.broken=1'>", "<!--<script>"):
+    for token in ("</script>", IMAGE, "<!--<script>"):
         assert token in everything
     assert silent.run("document.querySelectorAll('.tooltip').length") > 100
     silent.point_at("#seq-group-3-0 .token:not(:empty)")

@@ -1,4 +1,4 @@
-"""Folders as finished runs leave them, made in no time: a random stock SAE with its configurations, metrics and report."""
+"""Folders as finished runs leave them, made in no time: a random stock SAE with configurations, metrics and report."""
 
 from __future__ import annotations
 
@@ -80,7 +80,11 @@ def crosscoder_folder(
     (folder / "report.html").write_text("<html>base: google/gemma-2-2b, fires on: the owl</html>")
     (folder / "decoder.png").write_bytes(b"\x89PNG\r\n")
     classes = ["base-only"] * 2 + ["shared"] * (D_SAE - 3) + ["chat-only"]
-    table = LatentTable([Column("class", classes, "class", "whose decoder norm it is", "Decoder")], ["base", "chat"], {"classes": "exclusive above 0.95"})
+    table = LatentTable(
+        [Column("class", classes, "class", "whose decoder norm it is", "Decoder")],
+        ["base", "chat"],
+        {"classes": "exclusive above 0.95"},
+    )
     (folder / "latents.parquet").write_bytes(table.to_parquet())
     (folder / "latents.csv").write_bytes(table.to_csv())
     return folder

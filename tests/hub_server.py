@@ -127,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(Refusal(fault.status, fault.message))
             return
         if fault.after_bytes and self.command == "PUT":
-            self.rfile.read(fault.after_bytes)
-        elif fault.after_bytes:
+            self.rfile.read1(fault.after_bytes)
+        elif fault.after_bytes and self.command == "GET":
             self.send_response(200)
             self.send_header("Content-Length", str(10 * fault.after_bytes))
             self.end_headers()

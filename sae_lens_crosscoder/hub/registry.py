@@ -37,7 +37,7 @@ class KnownCrosscoder:
     """Fields of its sources, in the order of its weights; what a source leaves out comes from the files."""
 
     scales: tuple[float, ...] | None = None
-    """Factor that each source's activations have to be multiplied by, where they were published apart from the files."""
+    """Factor that each source's activations have to be multiplied by, where it was published apart from the files."""
 
     license: str | None = None
     """Its licence as far as it is stated; None if it is not known."""

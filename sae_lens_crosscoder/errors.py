@@ -42,6 +42,10 @@ class SaveError(CrosscoderError, OSError):
     """Writing failed; what was there before is untouched."""
 
 
+class HubError(CrosscoderError, ConnectionError):
+    """The Hugging Face Hub cannot be reached or refuses; nothing on it is half-changed."""
+
+
 class MissingDependencyError(CrosscoderError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

@@ -1,4 +1,4 @@
-"""Loading a crosscoder of any known format as a stock SAELens SAE."""
+"""Loading a crosscoder of any known format, from a folder or the Hub, as a stock SAELens SAE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder, find_checkpoint
 from sae_lens_crosscoder.hub.formats import detected, format_of
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
+from sae_lens_crosscoder.hub.manifest import check_against_manifest
+from sae_lens_crosscoder.hub.names import is_hub_id, looks_like_path
 from sae_lens_crosscoder.hub.options import ReadOptions
+from sae_lens_crosscoder.hub.repository import fetch
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
 _MAX_DEPTH = 3
@@ -24,6 +27,7 @@ def load_crosscoder(
     id: str | None = None,
     *,
     format: str = "auto",
+    revision: str | None = None,
     device: str = "cpu",
     **options: Any,
 ) -> SAE[Any]:
@@ -33,36 +37,53 @@ def load_crosscoder(
     are not folded in), reconstructions in raw units. Whatever the system does to activations before its crosscoder is
     folded into the weights and kept as `metadata.sources[i].activation_scale`.
 
+    Files are checked before use, and nothing in them is run. Where a checksum is known (archives of torch.save, folders
+    with our manifest) a flipped bit is found; in a safetensors file without one it gives another number.
+
     Args:
-        repo_or_path: A folder or weights file.
-        id: Folder or file below it, such as "blocks.14.hook_resid_pre".
+        repo_or_path: A folder, a weights file, or a repository of the Hub ("owner/name").
+        id: Folder or file in it, such as "blocks.14.hook_resid_pre"; may be left out where there is only one.
         format: One of `FORMATS`; "auto" tells it by the files.
+        revision: Branch, tag or commit of the repository; None is "main".
         device: Where the SAE is put.
         options: What the files do not say: `sources` (fields of the sources in the checkpoint's order), `scales` (a
             factor a source, for formats that keep it nowhere), `threshold` (of a BatchTopK saved without one).
 
     Raises:
-        NotFoundError: There is no such folder or file.
+        NotFoundError: There is no such folder, file, repository or revision.
+        HubError: The Hub cannot be reached or refuses.
+        DataError: A file is not what its manifest says.
         CheckpointError: Files that are damaged, of no known format, or that no single SAE can stand for.
         ConfigError: Something that has to be said is not, or an option that the format does not have.
         SourceError: Sources that do not fit the checkpoint.
     """
     said = ReadOptions(**checked_fields(ReadOptions, options, "load_crosscoder", ConfigError, ("sources",)))
-    folder = _located(Path(repo_or_path), id)
+    origin: dict[str, str | None] = {}
+    if Path(repo_or_path).exists():
+        folder = _located(Path(repo_or_path), id)
+        check_against_manifest(folder.path, folder.names, str(folder.path))
+    else:
+        folder = find_checkpoint(_fetched(str(repo_or_path), id, revision))
+        origin = {"repo_id": str(repo_or_path), "id": id, "revision": revision}
     chosen = format_of(folder, format)
     _check_options(chosen, said)
     crosscoder = chosen.read(folder, said)
     if not isinstance(crosscoder, CrosscoderWeights):
         return crosscoder.to(device=device)
     sae = crosscoder.to_sae(device)
-    sae.cfg.metadata["converted_from"] = {"format": chosen.name}
+    sae.cfg.metadata["converted_from"] = {"format": chosen.name, **origin}
     return sae
+
+
+def _fetched(repo_id: str, id: str | None, revision: str | None) -> Path:
+    """The crosscoder's folder or file in the Hub's cache, its files checked against their manifest."""
+    if looks_like_path(repo_id) or not is_hub_id(repo_id):
+        raise NotFoundError(f"There is no folder or file {repo_id}, and it is no repository of the Hub (owner/name).")
+    return fetch(repo_id, id, revision)
 
 
 def _located(path: Path, id: str | None) -> CheckpointFolder:
     """The checkpoint's folder: the one that is named, or the only one below it."""
-    if not path.exists():
-        raise NotFoundError(f"There is no folder or file {path}.")
     folder = find_checkpoint(path, id)
     if folder.chosen is not None or detected(folder):
         return folder

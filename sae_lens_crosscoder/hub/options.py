@@ -20,7 +20,7 @@ class ReadOptions:
 
     sources: Sequence[Source | Mapping[str, Any]] | None = None
     """Fields of the sources (label, model_name, hook_name, ...) in the checkpoint's own order; what a source leaves out
-    is taken from the checkpoint."""
+    is taken from the checkpoint, and activation scales always are."""
 
     scales: Sequence[float] | None = None
     """Factor that each source's activations were multiplied by before the crosscoder, where the file lacks it."""
@@ -77,7 +77,8 @@ class ReadOptions:
 
 
 def _fields(source: Source | Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(source, Source):
-        return dict(source)
-    # A scale of 1 is what a source has before any is folded: the checkpoint knows better.
-    return {name: value for name, value in source.to_dict().items() if (name, value) != ("activation_scale", 1.0)}
+    if isinstance(source, Source):
+        return {name: value for name, value in source.to_dict().items() if name != "activation_scale"}
+    if "activation_scale" in source:
+        raise ConfigError("activation_scale comes with the checkpoint, or from scales=[...] where it has none.")
+    return dict(source)

@@ -26,8 +26,11 @@ def detect(folder: CheckpointFolder) -> bool:
 def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     """The crosscoder over raw activations."""
     weights, config_name = _FILES if folder.has(*_FILES) else only_pair(folder)
+    config = folder.config(config_name)
+    if config_name not in _FILES:
+        config.integer("n_models")  # without it the pair is of Kissane et al. or of Nanda
     table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
-    taken = take_four(table, folder.config(config_name))
+    taken = take_four(table, config)
     table.check_all_taken()
     n = table.size("sources")
     known = [{"label": f"model_{i}", "d_in": table.size("d")} for i in range(n)]

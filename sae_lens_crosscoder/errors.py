@@ -30,6 +30,10 @@ class DataError(CrosscoderError, ValueError):
     """A data set that cannot be read as configured, or that is too small."""
 
 
+class CheckpointError(CrosscoderError, ValueError):
+    """A checkpoint that is damaged, hostile, of unknown format, or that no SAE can hold."""
+
+
 class NotFoundError(CrosscoderError, FileNotFoundError):
     """A file or folder that should be there and is not."""
 

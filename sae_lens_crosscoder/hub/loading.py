@@ -14,9 +14,9 @@ from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder, find_checkpoint
 from sae_lens_crosscoder.hub.formats import detected, format_of
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.manifest import check_against_manifest
 from sae_lens_crosscoder.hub.names import is_hub_id, looks_like_path
 from sae_lens_crosscoder.hub.options import ReadOptions
+from sae_lens_crosscoder.hub.published_file import check_against_manifest
 from sae_lens_crosscoder.hub.registry import KnownCrosscoder, known_at, known_crosscoder
 from sae_lens_crosscoder.hub.repository import fetch
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights

@@ -153,7 +153,7 @@ class CrosscoderWeights:
     def _by_column(self, factors: list[float]) -> Float[Tensor, " d_in"]:
         return torch.tensor(factors, dtype=torch.float64).repeat_interleave(torch.tensor(self.sources.widths))
 
-    def _stock(self) -> tuple[type[SAE[Any]], Any]:
+    def _stock(self) -> tuple[type[Any], Any]:
         d_in, d_sae = self.W_enc.shape
         shared: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": "meta", "apply_b_dec_to_input": False}
         match self.activation:

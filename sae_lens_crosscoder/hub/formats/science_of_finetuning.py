@@ -148,6 +148,8 @@ def _activation(table: TensorTable, config: ConfigValues, normalization: str, W_
             f"{config.file} says the crosscoder is a {named}, but {table.file} has {'a' if is_batchtopk else 'no'} "
             "threshold: the files do not belong together."
         )
+    if not is_batchtopk and "k" in config:
+        raise CheckpointError(f"{config.file} has a k, as BatchTopK has, but {table.file} has no threshold.")
     if not is_batchtopk:
         return ReLU()  # the code normalisation then scales nothing but the penalty
     if normalization == "DECOUPLED":

@@ -84,11 +84,12 @@ def test_a_threshold_that_was_never_measured_keeps_every_positive_latent_and_a_w
 
 
 REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "two thresholds": ({"threshold": torch.ones(2)}, {}, "one finite number"),
-    "an endless threshold": ({"threshold": torch.tensor(math.inf)}, {}, "one finite number"),
+    "two thresholds": ({"threshold": torch.ones(2)}, {}, "one number"),
+    "an endless threshold": ({"threshold": torch.tensor(math.inf)}, {}, "NaN or infinite"),
     "an unknown code normalisation": ({"code_normalization_id": torch.tensor(7)}, {}, "code_normalization_id is 7"),
     "two code normalisations": ({"code_normalization_id": torch.tensor(2)}, {}, "both must agree"),
     "a class without a threshold": ({}, {"dict_class": "CrossCoder"}, "do not belong together"),
+    "a k without a threshold": ({"threshold": None}, {"k": 4}, "has no threshold"),
     "another width": ({}, {"activation_dim": D + 1}, "activation_dim=7, but the tensors have 6"),
     "a latent processor": ({}, {"latent_processor": "sparsemax"}, "function that changes the codes"),
     "a scale that does not fit": ({"activation_global_scale": torch.tensor([1.0, 2.0])}, {}, "do not fit each other"),
@@ -102,7 +103,9 @@ REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_contradictions_in_files_of_science_of_finetuning_are_refused(change: str, tmp_path: Path):
     made = DictionaryLearning().write(tmp_path)
     tensors, config, message = REFUSED_CHANGES[change]
-    save_file({**load_file(tmp_path / "model.safetensors"), **tensors}, tmp_path / "model.safetensors")
+    changed = {**load_file(tmp_path / "model.safetensors"), **tensors}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(kept, tmp_path / "model.safetensors")
     written = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**written, **config}))
     with pytest.raises(CheckpointError, match=message):

@@ -20,6 +20,9 @@ from hub_repositories import Blob, HubRepository, Refusal
 USERS = {"hf_writer": ("alice", "write"), "hf_reader": ("bob", "read")}
 """Tokens that this Hub knows, with the user and what they may do."""
 
+_IDLE = "/api/agent-harnesses"
+"""A request of the client that has nothing to do with repositories; it does well without an answer."""
+
 _NAME = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
@@ -124,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(Refusal(fault.status, fault.message))
             return
         if fault.after_bytes and self.command == "PUT":
-            self.rfile.read(fault.after_bytes)
-        elif fault.after_bytes:
+            self.rfile.read1(fault.after_bytes)
+        elif fault.after_bytes and self.command == "GET":
             self.send_response(200)
             self.send_header("Content-Length", str(10 * fault.after_bytes))
             self.end_headers()
@@ -199,7 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if send:
                     self._send(status, value, headers)
                 return
-        self.hub.unknown.append(f"{self.command} {path}")
+        if path != _IDLE:
+            self.hub.unknown.append(f"{self.command} {path}")
         raise Refusal(404, "This server does not know the request")
 
     def whoami(self, parts: dict[str, str], body: bytes) -> Any:
@@ -288,12 +292,15 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": repository.resolve(parts["revision"]), "ETag": f'"{blob.etag}"'}
         if not blob.is_large:
             return self._ranged(blob.content, headers)
-        place = f"{self.hub.endpoint}/cdn/{repository.name}/{blob.sha256}"
+        # Another host name, as large files lie with another host: the client must not send its login there.
+        place = f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}/cdn/{repository.name}/{blob.sha256}"
         linked = {"X-Linked-ETag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content)), "Location": place}
         repository.large[blob.sha256] = blob.content
         return 302, b"", {**headers, **linked}
 
     def content(self, parts: dict[str, str], body: bytes) -> Any:
+        if "Authorization" in self.headers:
+            self.hub.unknown.append("a login sent to the host of large files")
         large = self.hub.repositories[parts["repo"]].large
         return self._ranged(large[parts["oid"]], {"ETag": f'"{parts["oid"]}"'})
 

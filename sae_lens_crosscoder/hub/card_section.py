@@ -116,19 +116,18 @@ def _data(runner_cfg: Mapping[str, Any]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    sources: Mapping[str, Mapping[str, Any]] = metrics.get("sources") or {}
-    found = {"all": metrics, **sources}
-    columns = {key: name for key, name in _METRICS.items() if any(key in values for values in found.values())}
-    if not columns:
-        return ""
-    rows: list[Sequence[Cell]] = [
-        (label, *(values.get(key) for key in columns)) for label, values in found.items() if set(columns) & set(values)
-    ]
     words = [f"{metrics['n_tokens']:,} held-out tokens"] if "n_tokens" in metrics else []
     words += [f"L0 {metrics['l0']:.4g}"] if "l0" in metrics else []
     words += [f"{metrics['dead_latents']:,} latents silent on them"] if "dead_latents" in metrics else []
-    measured = f"{', '.join(words)}.\n\n" if words else ""
-    return f"### Metrics\n\n{measured}{table(['source', *columns.values()], rows)}\n\n{_DEFINITIONS}"
+    sources: Mapping[str, Mapping[str, Any]] = metrics.get("sources") or {}
+    found = {"all": metrics, **sources}
+    columns = {key: name for key, name in _METRICS.items() if any(key in values for values in found.values())}
+    rows: list[Sequence[Cell]] = [
+        (label, *(values.get(key) for key in columns)) for label, values in found.items() if set(columns) & set(values)
+    ]
+    parts = [f"{', '.join(words)}."] if words else []
+    parts += [table(["source", *columns.values()], rows)] if columns else []
+    return "\n\n".join(["### Metrics", *parts, _DEFINITIONS]) if parts else ""
 
 
 def _classes(bundle: Bundle) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from sae_lens import SAE
 
 from sae_lens_crosscoder.errors import ConfigError, HubError
@@ -158,21 +158,24 @@ def _send(bundle: Bundle, files: list[PublishedFile], place: Place, options: Pub
 
 def _prepare_repository(api: HfApi, place: Place, options: PublishOptions) -> None:
     """Make the repository and the branch if they are not there."""
-    try:
-        info = api.model_info(place.repo_id)
-    except RepositoryNotFoundError:
+    is_private = _is_private(api, place.repo_id)
+    if is_private is None:
         api.create_repo(place.repo_id, private=options.private, exist_ok=True)
-    else:
-        if options.private and not info.private:
-            raise ConfigError(
-                f"{place.repo_id} is a public repository, and this crosscoder is to be private. Nothing was sent. Name "
-                "another repository, or make this one private in its settings on the Hub."
-            )
-    if place.revision is not None:
-        try:
-            api.model_info(place.repo_id, revision=place.revision)
-        except RevisionNotFoundError:
-            api.create_branch(place.repo_id, branch=place.revision, exist_ok=True)
+    elif options.private and not is_private:
+        raise ConfigError(
+            f"{place.repo_id} is a public repository, and this crosscoder is to be private. Nothing was sent. Name "
+            "another repository, or make this one private in its settings on the Hub."
+        )
+    if place.revision is not None and not api.revision_exists(place.repo_id, place.revision):
+        api.create_branch(place.repo_id, branch=place.revision, exist_ok=True)
+
+
+def _is_private(api: HfApi, repo_id: str) -> bool | None:
+    """Whether the repository is private; None if there is none that this login sees."""
+    try:
+        return bool(api.model_info(repo_id).private)
+    except RepositoryNotFoundError:
+        return None
 
 
 def _stale_files(

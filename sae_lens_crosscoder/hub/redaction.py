@@ -29,6 +29,7 @@ _EMPTIED = (
 )
 _DROPPED = {"token", "use_auth_token", "api_key", "cache_dir", "proxies", "offload_folder"}
 _REMOTE_FILES = re.compile(r"hf://[^?@]*")
+_LABEL = re.compile(r"[\w.\- ]+")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
@@ -159,7 +160,11 @@ def _public(names: Mapping[str, str], given: Mapping[str, str], what: str) -> di
     if unknown := sorted(set(given) - set(names)):
         known = ", ".join(map(repr, names)) or "none"
         raise ConfigError(f"There is no {what} {unknown[0]!r} to name. There are: {known}.")
-    public = {name: f"{LOCAL}{label}" for label, name in names.items() if is_local(name)}
+    public = {
+        name: f"{LOCAL}{label if _LABEL.fullmatch(label) else position}"
+        for position, (label, name) in enumerate(names.items())
+        if is_local(name)
+    }
     return public | {names[label]: name for label, name in given.items()}
 
 

@@ -48,7 +48,7 @@ def refusals_named(what: str, repo_id: str, right: str = "read") -> Generator[No
         chain = list(_causes(error))
         answers = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
         if answers:
-            raise _refusal(what, repo_id, right, answers[-1]) from error
+            raise _refusal(what, repo_id, right, answers[0]) from error
         if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
             raise HubError(
                 f"{what} failed: the Hub is switched off by HF_HUB_OFFLINE. Unset it and try again."

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, scan_cache_dir
+from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, RevisionNotFoundError
 
 from sae_lens_crosscoder.errors import ConfigError, HubError, NotFoundError
@@ -169,7 +169,7 @@ def _choose(listed: Snapshot, id: str | None) -> str:
 def _cached(repo_id: str, revision: str) -> Snapshot | None:
     """What the cache holds of a repository."""
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return None
     for repository in repositories:

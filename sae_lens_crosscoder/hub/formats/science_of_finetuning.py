@@ -142,8 +142,9 @@ def _code_normalization(table: TensorTable, config: ConfigValues) -> str:
 
 def _activation(table: TensorTable, config: ConfigValues, normalization: str, W_dec: Tensor) -> ReLU | JumpReLU:
     is_batchtopk = "threshold" in table
-    named = config.text("dict_class", "CrossCoder")
-    if ("BatchTopK" in named) != is_batchtopk and "dict_class" in config:
+    named = config.text("dict_class", "?")
+    # Forks have classes of other names, which say nothing.
+    if (named == "CrossCoder" and is_batchtopk) or ("BatchTopK" in named and not is_batchtopk):
         raise CheckpointError(
             f"{config.file} says the crosscoder is a {named}, but {table.file} has {'a' if is_batchtopk else 'no'} "
             "threshold: the files do not belong together."

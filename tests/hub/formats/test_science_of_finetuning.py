@@ -124,6 +124,13 @@ def test_the_trainers_configuration_is_read_beside_the_constructors(tmp_path: Pa
     assert sources_of(sae)[0].hook_name == "blocks.7.hook_resid_post"
 
 
+def test_the_partition_of_a_dedicated_feature_crosscoder_stands_beside_its_weights(tmp_path: Path):
+    made = DictionaryLearning(files=("model_final.pt", "config.json"), config={"dict_class": "DFC"}).write(tmp_path)
+    tensors = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    torch.save({**tensors, "_partition_config": {"n_a": 2, "n_b": 2}}, tmp_path / "model_final.pt")
+    made.same_numbers(load(made))
+
+
 def test_one_of_several_training_checkpoints_is_named_by_its_id(tmp_path: Path):
     made = DictionaryLearning(files=("checkpoint_200.pt", "config.json")).write(tmp_path)
     torch.save({}, tmp_path / "checkpoint_100.pt")

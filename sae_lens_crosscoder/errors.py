@@ -14,6 +14,10 @@ class ConfigError(CrosscoderError, ValueError):
     """A configuration that cannot be run, or that would give wrong results."""
 
 
+class FinishedError(ConfigError):
+    """A run that was started again although it has been finished."""
+
+
 class ShapeError(CrosscoderError, ValueError):
     """Tensors or widths that do not fit together."""
 
@@ -32,6 +36,10 @@ class DataError(CrosscoderError, ValueError):
 
 class CheckpointError(CrosscoderError, ValueError):
     """A checkpoint that is damaged, hostile, of unknown format, or that no SAE can hold."""
+
+
+class DamagedError(DataError):
+    """A file or folder that is not what was written: cut off, changed, or never finished."""
 
 
 class NotFoundError(CrosscoderError, FileNotFoundError):

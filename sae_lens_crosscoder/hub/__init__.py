@@ -2,7 +2,7 @@
 
 from sae_lens_crosscoder.hub.bundle import BundleOptions
 from sae_lens_crosscoder.hub.card_section import Place
-from sae_lens_crosscoder.hub.converting import convert
+from sae_lens_crosscoder.hub.converting import convert, save_crosscoder
 from sae_lens_crosscoder.hub.formats import FORMATS
 from sae_lens_crosscoder.hub.loading import load_crosscoder
 from sae_lens_crosscoder.hub.publishing import Publication, PublishOptions, publish_crosscoder
@@ -18,4 +18,5 @@ __all__ = [
     "fetch",
     "load_crosscoder",
     "publish_crosscoder",
+    "save_crosscoder",
 ]

@@ -18,9 +18,10 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.files import existing_folder
-from sae_lens_crosscoder.hub.manifest import PublishedFile, make_manifest
 from sae_lens_crosscoder.hub.names import is_hub_id
+from sae_lens_crosscoder.hub.published_file import PublishedFile, check_against_manifest, make_manifest
 from sae_lens_crosscoder.hub.redaction import Redaction
+from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.saved_run import METRICS_FILENAME, SavedRun
 
@@ -79,6 +80,7 @@ class Bundle:
             SourceError: The SAE is no crosscoder.
         """
         run = SavedRun(self.folder)
+        check_against_manifest(self.folder, (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME), str(self.folder))
         for name, values in run.sae.state_dict().items():
             if values.is_floating_point() and not torch.isfinite(values).all():
                 raise DataError(f"{name} of {self.folder} is infinite or not a number in places: it is not published.")
@@ -127,7 +129,7 @@ class Bundle:
                 else "with_report is false"
             )
         for path in sorted(self.folder.iterdir()):
-            if path.name not in PUBLISHED_NAMES:
+            if path.name not in {*PUBLISHED_NAMES, MANIFEST_FILENAME}:
                 reasons[path.name] = "no file of a crosscoder or its report"
         return reasons
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
+
 from sae_lens_crosscoder.files import written_aside
 from sae_lens_crosscoder.hub.loading import load_crosscoder
+from sae_lens_crosscoder.manifest import write_manifest
 
 
 def convert(repo_or_path: str | Path, out: str | Path, id: str | None = None, **how: Any) -> Path:
@@ -24,7 +27,16 @@ def convert(repo_or_path: str | Path, out: str | Path, id: str | None = None, **
     Raises:
         CrosscoderError: What `load_crosscoder` raises, or a folder that cannot be written to.
     """
-    sae = load_crosscoder(repo_or_path, id, **how)
+    return save_crosscoder(load_crosscoder(repo_or_path, id, **how), out)
+
+
+def save_crosscoder(sae: SAE[Any], out: str | Path) -> Path:
+    """Write a crosscoder as `cfg.json` and `sae_weights.safetensors` with a manifest of both; return the folder.
+
+    Raises:
+        SaveError: The folder cannot be written to; what was there before is untouched.
+    """
     with written_aside(out) as folder:
         sae.save_model(folder)
+        write_manifest(folder)
     return Path(out)

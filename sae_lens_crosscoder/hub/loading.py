@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder, find_checkpoint
 from sae_lens_crosscoder.hub.formats import detected, format_of
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.manifest import check_against_manifest
 from sae_lens_crosscoder.hub.names import is_hub_id, looks_like_path
 from sae_lens_crosscoder.hub.options import ReadOptions
+from sae_lens_crosscoder.hub.published_file import check_against_manifest
+from sae_lens_crosscoder.hub.registry import KnownCrosscoder, known_at, known_crosscoder
 from sae_lens_crosscoder.hub.repository import fetch
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
@@ -41,7 +43,9 @@ def load_crosscoder(
     with our manifest) a flipped bit is found; in a safetensors file without one it gives another number.
 
     Args:
-        repo_or_path: A folder, a weights file, or a repository of the Hub ("owner/name").
+        repo_or_path: A folder, a weights file, a repository of the Hub ("owner/name"), or the name of a known public
+            crosscoder ("kissane-gemma-2-2b-l14", see `registry`). What is known of one beside its files is used unless
+            it is given here.
         id: Folder or file in it, such as "blocks.14.hook_resid_pre"; may be left out where there is only one.
         format: One of `FORMATS`; "auto" tells it by the files.
         revision: Branch, tag or commit of the repository; None is "main".
@@ -63,8 +67,12 @@ def load_crosscoder(
         folder = _located(Path(repo_or_path), id)
         check_against_manifest(folder.path, folder.names, str(folder.path))
     else:
-        folder = find_checkpoint(_fetched(str(repo_or_path), id, revision))
-        origin = {"repo_id": str(repo_or_path), "id": id, "revision": revision}
+        known = _known(str(repo_or_path), id)
+        repo_id, id = (known.repo_id, id or known.id) if known else (str(repo_or_path), id)
+        folder = find_checkpoint(_fetched(repo_id, id, revision))
+        if known is not None and format in ("auto", known.format):
+            format, said = known.format, _completed(said, known)
+        origin = {"repo_id": repo_id, "id": id, "revision": revision}
     chosen = format_of(folder, format)
     _check_options(chosen, said)
     crosscoder = chosen.read(folder, said)
@@ -73,6 +81,17 @@ def load_crosscoder(
     sae = crosscoder.to_sae(device)
     sae.cfg.metadata["converted_from"] = {"format": chosen.name, **origin}
     return sae
+
+
+def _known(name: str, id: str | None) -> KnownCrosscoder | None:
+    """What is known of a public crosscoder, by its own name or by its repository."""
+    return known_at(name, id) if "/" in name or looks_like_path(name) else known_crosscoder(name)
+
+
+def _completed(said: ReadOptions, known: KnownCrosscoder) -> ReadOptions:
+    """What the caller says, and where nothing is said what is known."""
+    sources = known.sources if said.sources is None else said.sources
+    return replace(said, sources=sources, scales=known.scales if said.scales is None else said.scales)
 
 
 def _fetched(repo_id: str, id: str | None, revision: str | None) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from sae_lens import SAE
 
-from sae_lens_crosscoder.errors import ConfigError, HubError
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, HubError
 from sae_lens_crosscoder.hub.bundle import PUBLISHED_NAMES, Bundle, BundleOptions, folder_of
 from sae_lens_crosscoder.hub.card_section import Place
-from sae_lens_crosscoder.hub.manifest import MANIFEST, PublishedFile, read_manifest
 from sae_lens_crosscoder.hub.model_card import CARD, card_with
 from sae_lens_crosscoder.hub.names import checked_id, checked_repo_id
+from sae_lens_crosscoder.hub.published_file import PublishedFile
 from sae_lens_crosscoder.hub.refusals import LOG_IN, refusals_named, status_of
+from sae_lens_crosscoder.manifest import MANIFEST_FILENAME, read_manifest
 
 _N_TRIES = 3
 
@@ -129,7 +131,7 @@ def _send(bundle: Bundle, files: list[PublishedFile], place: Place, options: Pub
             present = [file.rfilename for file in head.siblings or []]
             commit = str(head.sha)
             stale = _stale_files(api, files, place, options.replace, (commit, present))
-            old = _content(api, place, commit, CARD).decode("utf-8", "replace") if CARD in present else None
+            old = _downloaded(api, place, commit, CARD).read_text("utf-8", "replace") if CARD in present else None
             card = card_with(old, bundle, place, options.license)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
@@ -189,21 +191,23 @@ def _stale_files(
     commit, present = head
     own = [path.removeprefix(f"{place.id}/") for path in present if path.startswith(f"{place.id}/")]
     names = {file.name for file in files}
-    what = f"{place.id} in {place.repo_id}"
     listed: Mapping[str, Any] = {}
-    if MANIFEST in own:
-        listed = read_manifest(_content(api, place, commit, f"{place.id}/{MANIFEST}"), what)
-    known = PUBLISHED_NAMES | {MANIFEST, *listed}
+    if MANIFEST_FILENAME in own:
+        manifest = _downloaded(api, place, commit, f"{place.id}/{MANIFEST_FILENAME}")
+        # One that cannot be read lists nothing, so that what it was for counts as another crosscoder.
+        with suppress(DamagedError):
+            listed = read_manifest(manifest.parent)["files"]
+    known = PUBLISHED_NAMES | {MANIFEST_FILENAME, *listed}
     there = [name for name in own if name in known]
-    ours = {file.name: file.sha256 for file in files if file.name != MANIFEST}
+    ours = {file.name: file.sha256 for file in files if file.name != MANIFEST_FILENAME}
     is_same = {name: file["sha256"] for name, file in listed.items()} == ours
     if there and not is_same and not replace:
         raise ConfigError(
-            f"There is another crosscoder called {what}. Publish under another id, or ask for it to be replaced "
-            "(replace=True, --replace); the old one stays in the repository's history."
+            f"There is another crosscoder called {place.id} in {place.repo_id}. Take another id, or ask for it "
+            "to be replaced (replace=True, --replace); the old one stays in the repository's history."
         )
     return [name for name in there if name not in names]
 
 
-def _content(api: HfApi, place: Place, commit: str, path: str) -> bytes:
-    return Path(api.hf_hub_download(place.repo_id, path, revision=commit)).read_bytes()
+def _downloaded(api: HfApi, place: Place, commit: str, path: str) -> Path:
+    return Path(api.hf_hub_download(place.repo_id, path, revision=commit))

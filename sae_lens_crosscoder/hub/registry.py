@@ -52,7 +52,7 @@ def _gemma_2_2b(hook_name: str) -> tuple[Mapping[str, Any], ...]:
 
 # Minder et al. read the output of a layer, which is hook_resid_post of the block with its number.
 _MINDER_SOURCES = _gemma_2_2b("blocks.13.hook_resid_post")
-_MINDER = "science_of_finetuning"
+_MINDER = "science-of-finetuning"
 
 _KNOWN = (
     KnownCrosscoder(
@@ -136,7 +136,10 @@ def known_crosscoder(name: str) -> KnownCrosscoder:
     if name not in found:
         near = difflib.get_close_matches(name, list(found), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else f" Known are: {', '.join(found)}."
-        raise NotFoundError(f"There is no known crosscoder {name!r}.{hint} A repository is named as owner/name.")
+        raise NotFoundError(
+            f"There is no crosscoder known as {name!r}, and no folder or file of that name.{hint} A repository of the "
+            "Hub is named as owner/name."
+        )
     return found[name]
 
 

@@ -12,9 +12,10 @@ from huggingface_hub import HfApi, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, RevisionNotFoundError
 
 from sae_lens_crosscoder.errors import ConfigError, HubError, NotFoundError
-from sae_lens_crosscoder.hub.manifest import MANIFEST, check_against_manifest
 from sae_lens_crosscoder.hub.names import checked_id, checked_repo_id
+from sae_lens_crosscoder.hub.published_file import check_against_manifest
 from sae_lens_crosscoder.hub.refusals import refusals_named
+from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 
 _WEIGHTS = (".safetensors", ".pt")
 _CONFIGS = (".json", ".yaml", ".yml")
@@ -59,7 +60,7 @@ def crosscoder_ids(paths: Iterable[str]) -> dict[str, list[str]]:
         for stem in pairs:
             found[_join(folder, stem)] = [_join(folder, f"{stem}_cfg.json"), _join(folder, f"{stem}.pt")]
         needed = [name for name in names if _is_needed(name, names) and not _is_of_pair(name, pairs)]
-        if any(name.endswith(_CONFIGS) and name != MANIFEST for name in needed) and any(
+        if any(name.endswith(_CONFIGS) and name != MANIFEST_FILENAME for name in needed) and any(
             name.endswith(_WEIGHTS) for name in needed
         ):
             # The configuration first: it is small, and tells soonest what cannot be had.
@@ -182,7 +183,7 @@ def _cached(repo_id: str, revision: str) -> Snapshot | None:
 
 
 def _is_needed(name: str, names: list[str]) -> bool:
-    if name == MANIFEST:
+    if name == MANIFEST_FILENAME:
         return True
     if name.endswith(_WEIGHTS):
         # Of a run with its checkpoints only the end is read.

@@ -21,7 +21,7 @@ from sae_lens_crosscoder.errors import CheckpointError, ConfigError, DataError, 
 from sae_lens_crosscoder.hub import FORMATS, convert, load_crosscoder
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats import detected
-from sae_lens_crosscoder.hub.manifest import PublishedFile, make_manifest
+from sae_lens_crosscoder.hub.published_file import PublishedFile, make_manifest
 
 SOURCES = Sources(tuple(Source(label, label, "blocks.0.hook_resid_pre", 16) for label in ("base", "chat")))
 

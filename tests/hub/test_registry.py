@@ -6,6 +6,7 @@ import pytest
 
 from sae_lens_crosscoder import Source
 from sae_lens_crosscoder.errors import NotFoundError
+from sae_lens_crosscoder.hub.formats import FORMATS
 from sae_lens_crosscoder.hub.names import checked_id, is_hub_id
 from sae_lens_crosscoder.hub.registry import KnownCrosscoder, known_at, known_crosscoder, known_crosscoders
 
@@ -16,6 +17,7 @@ EVERY = pytest.mark.parametrize("known", known_crosscoders(), ids=lambda known: 
 def test_an_entry_names_a_repository_a_folder_and_sources_that_could_be(known: KnownCrosscoder) -> None:
     assert re.fullmatch(r"[a-z0-9.\-]+", known.name)
     assert is_hub_id(known.repo_id)
+    assert known.format in FORMATS
     if known.id is not None:
         assert checked_id(known.id) == known.id
     for fields in known.sources or ():

@@ -203,14 +203,24 @@ def test_a_file_that_is_not_what_was_published_is_found(published: LocalHub, nam
     content = bytearray(blob.content)
     content[len(content) // 2] ^= 1
     tree[f"first/{name}"] = Blob(bytes(content), blob.is_large)
-    with pytest.raises(DataError, match=rf"{name} of first in alice/diff is not the file that was published"):
+    with pytest.raises(
+        DataError, match=rf"first in alice/diff is not what its manifest lists.* {name} has other contents"
+    ):
         fetch(REPO, "first")
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"format": 1, "files": {"cfg.json": 3}}', b'{"format": 2}', b"\xff"]
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"manifest_version": 1, "files": {"cfg.json": 3}}',
+        b'{"manifest_version": 2, "files": {}}',
+        b"\xff",
+    ],
 )
 def test_a_manifest_that_cannot_be_read_is_no_permission(published: LocalHub, content: bytes) -> None:
     published.repositories[REPO].tree("main")["first/manifest.json"] = Blob(content, False)
-    with pytest.raises(DataError, match="manifest of first in alice/diff cannot be read"):
+    with pytest.raises(DataError, match="first in alice/diff is not what its manifest lists"):
         fetch(REPO, "first")

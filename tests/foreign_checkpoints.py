@@ -140,8 +140,9 @@ def openinterp(folder: Path) -> Foreign:
 
 
 def antebe(folder: Path, k: int = 4, masked: bool = True) -> Foreign:
-    tensors, x, config = four(), raw(2, D), {"activation_dim": D, "dict_size": J, "k": k, "n_a": 2, "n_b": 2}
+    tensors, x, config = four(), raw(2, D), {"activation_dim": D, "dict_size": J, "k": k}
     codes = top_k(linear(tensors, x), k)
+    config |= {"n_a": 2 * masked, "n_b": 2 * masked}
     saved = dict(tensors)
     if masked:
         mask = torch.ones(J, 2)
@@ -298,6 +299,8 @@ class Crosscode:
             "n_latents": J,
             "n_models": 2,
             "n_hookpoints": 3,
+            "use_encoder_bias": self.biases,
+            "use_decoder_bias": self.biases,
         }
         saved = {f"{self.prefix}{name}": tensor for name, tensor in saved.items()}
         path = save(folder, "model.pt", saved, "model_cfg.yaml", values)

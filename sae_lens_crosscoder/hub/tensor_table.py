@@ -57,12 +57,13 @@ class TensorTable:
             product *= n
         return product
 
-    def take(self, name: str, *dimensions: str) -> Tensor:
-        """The tensor, finite and floating.
+    def take(self, name: str, *dimensions: str, finite: bool = True) -> Tensor:
+        """The tensor, floating and, unless said otherwise, finite.
 
         Args:
             name: Its name.
             dimensions: A name for each dimension, equal for equal sizes; "*name" stands for any number of them.
+            finite: Whether NaN and infinities are refused.
 
         Raises:
             CheckpointError: It is missing, of another kind or shape, or holds NaN or infinities.
@@ -70,7 +71,7 @@ class TensorTable:
         tensor = self.take_raw(name, *dimensions)
         if not tensor.is_floating_point():
             raise CheckpointError(f"{self.file}: {name} has dtype {tensor.dtype}, but weights are floating.")
-        if not torch.isfinite(tensor).all():
+        if finite and not torch.isfinite(tensor).all():
             n = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
                 f"{self.file}: {n} of {tensor.numel()} values of {name} are NaN or infinite: training diverged, or the "

@@ -16,6 +16,8 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_lens_crosscoder import Sources
+from sae_lens_crosscoder.diffing import decoder_norms
 from sae_lens_crosscoder.errors import CheckpointError
 from sae_lens_crosscoder.hub import convert, load_crosscoder
 
@@ -182,6 +184,18 @@ def test_the_scales_that_were_folded_stand_with_the_sources():
     sae, *_ = REFERENCES["crosscode_topk"].read()
     io = torch.load(reference_checkpoint("crosscode/topk") / "io.pt", weights_only=True)
     assert [s["activation_scale"] for s in sae.cfg.metadata.sources] == pytest.approx(io["scale_MP"].flatten().tolist())
+
+
+def test_relative_decoder_norms_in_the_units_of_training_are_those_of_the_systems():
+    # Measured in raw units they would be off by the ratio of the scales.
+    entries = {"kissane": "rel_norm", "crosscode_relu_l1": "rel_norm_layer0", "crosscode_topk": "rel_norm_layer0"}
+    for name, entry in entries.items():
+        sae, *_ = REFERENCES[name].read()
+        io = torch.load(reference_checkpoint(REFERENCES[name].numbers) / "io.pt", weights_only=True)
+        sources = Sources.from_metadata(sae.cfg.metadata)
+        norms = decoder_norms(sae.W_dec.detach(), sources.widths, sources.activation_scales)
+        second = len(sources) // 2  # of the first hook point
+        close(norms[:, second] / (norms[:, 0] + norms[:, second]), io[entry])
 
 
 @pytest.mark.parametrize("name", ["relu_crosscoder", "batchtopk_crosscoder"])

@@ -38,6 +38,8 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     table = TensorTable(str(folder.path / "model.pt"), folder.tensors("model.pt"), "W_enc")
     taken = take_four(table, config)
     config.check_size("activation_dim", table.size("d"))
+    if "dec_mask" not in table and any(config.values.get(key) for key in ("n_a", "n_b")):
+        raise CheckpointError(f"{config.file} speaks of exclusive latents, but {table.file} lacks their dec_mask.")
     if "dec_mask" in table:
         mask = _mask(table, "dec_mask", "latents", "sources")
         taken["W_dec"] = taken["W_dec"] * mask.repeat_interleave(table.size("d"), dim=1)
@@ -59,10 +61,10 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
 
 
 def _mask(table: TensorTable, name: str, *dimensions: str) -> Tensor:
-    mask = table.take_raw(name, *dimensions).float()
-    if not torch.isin(mask, torch.tensor([0.0, 1.0])).all():
+    mask = table.take_raw(name, *dimensions)
+    if mask.is_complex() or not torch.isin(mask.float(), torch.tensor([0.0, 1.0])).all():
         raise CheckpointError(f"{table.file}: {name} must hold zeros and ones, but holds other values too.")
-    return mask
+    return mask.float()
 
 
 ANTEBE = CheckpointFormat("antebe", "model.pt + config.json with k", detect, read)

@@ -8,7 +8,7 @@ pre-activations: SAELens gives 0 there, crosscode the negative value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,8 +30,9 @@ class TensorNames:
 
     encoder: str
     decoder: str
-    encoder_bias: str
-    decoder_bias: str
+    encoder_bias: str | None
+    """None for a crosscoder without."""
+    decoder_bias: str | None
     factors: tuple[str, ...]
     log_threshold: str
 
@@ -62,8 +63,13 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     config = folder.config("model_cfg.yaml")
     activation = config.below("activation_fn")
     classname, activation_config = activation.text("classname"), activation.below("cfg")
-    table = TensorTable(str(folder.path / "model.pt"), folder.tensors("model.pt"), CROSSCODE_NAMES.encoder)
-    crosscoder = read_family(table, CROSSCODE_NAMES, (classname, activation_config), options)
+    names = CROSSCODE_NAMES
+    if config.values.get("use_encoder_bias") is False:
+        names = replace(names, encoder_bias=None)
+    if config.values.get("use_decoder_bias") is False:
+        names = replace(names, decoder_bias=None)
+    table = TensorTable(str(folder.path / "model.pt"), folder.tensors("model.pt"), names.encoder)
+    crosscoder = read_family(table, names, (classname, activation_config), options)
     config.check_size("n_latents", table.size("latents"))
     config.check_size("d_model", table.size("d"))
     return crosscoder
@@ -86,9 +92,9 @@ def read_family(
     W_enc = table.take(names.encoder, "*sources", "d", "latents")
     W_dec = table.take(names.decoder, "latents", "*sources", "d")
     b_enc, b_dec = W_enc.new_zeros(W_enc.shape[-1]), W_enc.new_zeros(W_enc.shape[:-1])
-    if names.encoder_bias in table:
+    if names.encoder_bias is not None:
         b_enc = table.take(names.encoder_bias, "latents")
-    if names.decoder_bias in table:
+    if names.decoder_bias is not None:
         b_dec = table.take(names.decoder_bias, "*sources", "d")
     folded = _folded_factors(table, names)
     function = _activation(table, names, activation, options)

@@ -90,8 +90,8 @@ def take_normaliser(table: TensorTable, *source_dimensions: str) -> InputNormali
     """
     if not any(name in table for name in _STATISTICS):
         return None
-    mean = table.take_raw("activation_mean", *source_dimensions, "d").double()
-    std = table.take_raw("activation_std", *source_dimensions, "d").double()
+    mean = table.take("activation_mean", *source_dimensions, "d", finite=False).double()
+    std = table.take("activation_std", *source_dimensions, "d", finite=False).double()
     scales = table.take("activation_global_scale", *source_dimensions).double().reshape(-1)
     target_rms = table.take("target_rms").double()
     if mean.isnan().all() and std.isnan().all() and (scales == 1).all():
@@ -114,9 +114,9 @@ def take_threshold(table: TensorTable) -> float:
         CheckpointError: There are several, or it is not finite.
     """
     table.leave_out(["k"])
-    threshold = table.take_raw("threshold", "*thresholds").double().flatten()
-    if threshold.numel() != 1 or not torch.isfinite(threshold).all():
-        raise CheckpointError(f"{table.file}: the threshold is {threshold.tolist()}, but must be one finite number.")
+    threshold = table.take("threshold", "*thresholds").double().flatten()
+    if threshold.numel() != 1:
+        raise CheckpointError(f"{table.file}: the threshold is {threshold.tolist()}, but must be one number.")
     return threshold.item()
 
 

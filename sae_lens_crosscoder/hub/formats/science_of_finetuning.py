@@ -142,12 +142,15 @@ def _code_normalization(table: TensorTable, config: ConfigValues) -> str:
 
 def _activation(table: TensorTable, config: ConfigValues, normalization: str, W_dec: Tensor) -> ReLU | JumpReLU:
     is_batchtopk = "threshold" in table
-    named = config.text("dict_class", "CrossCoder")
-    if ("BatchTopK" in named) != is_batchtopk and "dict_class" in config:
+    named = config.text("dict_class", "?")
+    # Forks have classes of other names, which say nothing.
+    if (named == "CrossCoder" and is_batchtopk) or ("BatchTopK" in named and not is_batchtopk):
         raise CheckpointError(
             f"{config.file} says the crosscoder is a {named}, but {table.file} has {'a' if is_batchtopk else 'no'} "
             "threshold: the files do not belong together."
         )
+    if not is_batchtopk and "k" in config:
+        raise CheckpointError(f"{config.file} has a k, as BatchTopK has, but {table.file} has no threshold.")
     if not is_batchtopk:
         return ReLU()  # the code normalisation then scales nothing but the penalty
     if normalization == "DECOUPLED":

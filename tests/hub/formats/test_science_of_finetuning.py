@@ -84,11 +84,12 @@ def test_a_threshold_that_was_never_measured_keeps_every_positive_latent_and_a_w
 
 
 REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "two thresholds": ({"threshold": torch.ones(2)}, {}, "one finite number"),
-    "an endless threshold": ({"threshold": torch.tensor(math.inf)}, {}, "one finite number"),
+    "two thresholds": ({"threshold": torch.ones(2)}, {}, "one number"),
+    "an endless threshold": ({"threshold": torch.tensor(math.inf)}, {}, "NaN or infinite"),
     "an unknown code normalisation": ({"code_normalization_id": torch.tensor(7)}, {}, "code_normalization_id is 7"),
     "two code normalisations": ({"code_normalization_id": torch.tensor(2)}, {}, "both must agree"),
     "a class without a threshold": ({}, {"dict_class": "CrossCoder"}, "do not belong together"),
+    "a k without a threshold": ({"threshold": None}, {"k": 4}, "has no threshold"),
     "another width": ({}, {"activation_dim": D + 1}, "activation_dim=7, but the tensors have 6"),
     "a latent processor": ({}, {"latent_processor": "sparsemax"}, "function that changes the codes"),
     "a scale that does not fit": ({"activation_global_scale": torch.tensor([1.0, 2.0])}, {}, "do not fit each other"),
@@ -102,7 +103,9 @@ REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_contradictions_in_files_of_science_of_finetuning_are_refused(change: str, tmp_path: Path):
     made = DictionaryLearning().write(tmp_path)
     tensors, config, message = REFUSED_CHANGES[change]
-    save_file({**load_file(tmp_path / "model.safetensors"), **tensors}, tmp_path / "model.safetensors")
+    changed = {**load_file(tmp_path / "model.safetensors"), **tensors}
+    kept = {name: tensor for name, tensor in changed.items() if tensor is not None}
+    save_file(kept, tmp_path / "model.safetensors")
     written = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**written, **config}))
     with pytest.raises(CheckpointError, match=message):
@@ -119,6 +122,13 @@ def test_the_trainers_configuration_is_read_beside_the_constructors(tmp_path: Pa
     sae = load(made)
     made.same_numbers(sae)
     assert sources_of(sae)[0].hook_name == "blocks.7.hook_resid_post"
+
+
+def test_the_partition_of_a_dedicated_feature_crosscoder_stands_beside_its_weights(tmp_path: Path):
+    made = DictionaryLearning(files=("model_final.pt", "config.json"), config={"dict_class": "DFC"}).write(tmp_path)
+    tensors = torch.load(tmp_path / "model_final.pt", weights_only=True)
+    torch.save({**tensors, "_partition_config": {"n_a": 2, "n_b": 2}}, tmp_path / "model_final.pt")
+    made.same_numbers(load(made))
 
 
 def test_one_of_several_training_checkpoints_is_named_by_its_id(tmp_path: Path):

@@ -46,7 +46,8 @@ def refusals_named(what: str, repo_id: str, right: str = "read") -> Generator[No
         raise
     except Exception as error:
         chain = list(_causes(error))
-        answers = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
+        # Version 0.36 has errors of this class without an answer, and answers in errors of its HTTP library.
+        answers = [cause for cause in chain if status_of(cause) is not None]
         if answers:
             raise _refusal(what, repo_id, right, answers[0]) from error
         if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
@@ -74,7 +75,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _refusal(what: str, repo_id: str, right: str, error: HfHubHTTPError) -> CrosscoderError:
+def _refusal(what: str, repo_id: str, right: str, error: BaseException) -> CrosscoderError:
     status, said = status_of(error), _said(error)
     log_in = LOG_IN.format(right=right)
     if isinstance(error, GatedRepoError):
@@ -103,6 +104,9 @@ def _refusal(what: str, repo_id: str, right: str, error: HfHubHTTPError) -> Cros
     return HubError(f"{what} failed: the Hub answered {status}{said or f': {first_line(error)}'}.")
 
 
-def _said(error: HfHubHTTPError) -> str:
-    message = error.response.headers.get("X-Error-Message") or error.server_message
+def _said(error: BaseException) -> str:
+    """What the Hub says itself, to stand in brackets or at the end of a sentence."""
+    response = getattr(error, "response", None)
+    message = None if response is None else response.headers.get("X-Error-Message")
+    message = message or getattr(error, "server_message", None)
     return f": {' '.join(message.split())[:200]}" if message else ""

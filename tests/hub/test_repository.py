@@ -8,6 +8,7 @@ from crosscoder_folders import crosscoder_folder
 from hub_repositories import Blob
 from hub_server import Fault, LocalHub
 from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 from sae_lens_crosscoder.errors import ConfigError, DataError, HubError, NotFoundError
 from sae_lens_crosscoder.hub import fetch, publish_crosscoder
@@ -24,6 +25,11 @@ def published(hub: LocalHub, folder: Path, tmp_path: Path) -> LocalHub:
     shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
     hub.requests.clear()
     return hub
+
+
+def new_sessions() -> None:
+    """Version 0.36 looks at HF_HUB_OFFLINE when it makes a session, and keeps that; later ones look at each request."""
+    getattr(_http, "reset_sessions", lambda: None)()
 
 
 def fetched_paths(hub: LocalHub) -> set[str]:
@@ -187,10 +193,13 @@ def test_a_hub_that_is_switched_off_is_told_and_the_cache_still_serves(
     before = fetch(REPO, "first")
     published.requests.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    new_sessions()
     assert fetch(REPO, "first") == before
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         fetch("alice/other")
     assert published.requests == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    new_sessions()
 
 
 # ------------------------------------------------------------ damage

@@ -2,6 +2,9 @@
 
 Models and data sets keep their names if those are names of the Hub or of TransformerLens. A local folder becomes what
 the caller says it is on the Hub, or `local:<label>`, which no repository can be called.
+
+What cannot be told from a name of the Hub stays: a relative path of two parts, to a folder that is not here ("out/it").
+Labels of sources and data sets are published; that of a data set without one is the last part of its path.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ class Redaction:
         """Any value of a JSON file: local names replaced, and texts that are paths of this machine emptied."""
         if isinstance(value, Mapping):
             items = cast("Mapping[str, Any]", value).items()
-            return {name: self._field(name, item) for name, item in items if name not in _DROPPED}
+            return {self.text(name): self._field(name, item) for name, item in items if name not in _DROPPED}
         if isinstance(value, (list, tuple)):
             return [self.value(item) for item in cast("list[Any]", value)]
         if isinstance(value, str):

@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise DamagedError(f"{folder} has no {MANIFEST_FILENAME}: it was not written to its end.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict) or not isinstance(cast("dict[str, Any]", values).get("files"), dict):
         raise DamagedError(f"{path} lists no files: it is no manifest.")

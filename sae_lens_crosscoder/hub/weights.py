@@ -109,11 +109,9 @@ class CrosscoderWeights:
         for name, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{name} overflows in float32 when the activation scales are folded in.")
-        cls, config = self._stock()
+        sae = self._without_weights()
         for name, value in self._metadata().items():
-            config.metadata[name] = value
-        # Made without memory of its own, as SAELens's loader does, and moved at the end.
-        sae = cls(config)
+            sae.cfg.metadata[name] = value
         sae.load_state_dict(state, assign=True)
         sae.cfg.device = device
         return sae.to(device=device)
@@ -153,16 +151,17 @@ class CrosscoderWeights:
     def _by_column(self, factors: list[float]) -> Float[Tensor, " d_in"]:
         return torch.tensor(factors, dtype=torch.float64).repeat_interleave(torch.tensor(self.sources.widths))
 
-    def _stock(self) -> tuple[type[Any], Any]:
+    def _without_weights(self) -> SAE[Any]:
+        """The SAE, made without memory of its own as SAELens's loader does."""
         d_in, d_sae = self.W_enc.shape
         shared: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, "device": "meta", "apply_b_dec_to_input": False}
         match self.activation:
             case TopK(k):
-                return TopKSAE, TopKSAEConfig(**shared, k=k, rescale_acts_by_decoder_norm=False)
+                return TopKSAE(TopKSAEConfig(**shared, k=k, rescale_acts_by_decoder_norm=False))
             case JumpReLU():
-                return JumpReLUSAE, JumpReLUSAEConfig(**shared)
+                return JumpReLUSAE(JumpReLUSAEConfig(**shared))
             case ReLU():
-                return StandardSAE, StandardSAEConfig(**shared)
+                return StandardSAE(StandardSAEConfig(**shared))
 
     def _metadata(self) -> dict[str, Any]:
         scales, of_parts = self.sources.activation_scales, self._input_and_output()[0]

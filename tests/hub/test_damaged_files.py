@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_crosscoder.errors import CrosscoderError
 from sae_lens_crosscoder.hub import convert, load_crosscoder
-from sae_lens_crosscoder.hub.manifest import PublishedFile, make_manifest
+from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 
 N_CASES = 100
 """For each of eleven checkpoints."""
@@ -35,12 +35,9 @@ JUNK = [None, math.nan, math.inf, -1, 0, "x", "", [], {}, True, [[]], "\u0000", 
 
 
 def published(folder: Path) -> Foreign:
-    """A converted crosscoder with the manifest that publishing writes."""
+    """A converted crosscoder, which has a manifest as a published one has."""
     theirs = BUILDERS["kissane"](folder / "theirs")
     out = convert(theirs.folder, folder / "ours", **theirs.options)
-    manifest = make_manifest([PublishedFile(path.name, path) for path in sorted(out.iterdir())])
-    assert isinstance(manifest.content, bytes)
-    (out / manifest.name).write_bytes(manifest.content)
     return Foreign(out, theirs.x, theirs.codes, theirs.reconstructions)
 
 
@@ -65,7 +62,7 @@ class Intact:
         self.made = CHECKPOINTS[name](folder / "intact")
         self.folder, self.damaged = self.made.folder, folder / "damaged"
         self.state = load_checkpoint(self.made).state_dict()
-        files = sorted(path for path in self.folder.iterdir() if path.name != "manifest.json")
+        files = sorted(path for path in self.folder.iterdir() if path.name != MANIFEST_FILENAME)
         self.weights = next(path for path in files if path.suffix in (".pt", ".safetensors"))
         self.config = next(path for path in files if path.suffix in (".json", ".yaml"))
         self.is_archive = self.weights.suffix == ".pt"
@@ -110,7 +107,7 @@ def truncated(intact: Intact, data: st.DataObject) -> None:
 def bits_flipped(intact: Intact, data: st.DataObject) -> None:
     content = bytearray(intact.weights.read_bytes())
     # Without a checksum only the header can tell.
-    has_checksum = intact.is_archive or (intact.folder / "manifest.json").is_file()
+    has_checksum = intact.is_archive or (intact.folder / MANIFEST_FILENAME).is_file()
     end = len(content) if has_checksum else 8 + struct.unpack("<Q", content[:8])[0]
     for position in data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=4)):
         content[position] ^= 1 << data.draw(st.integers(0, 7))

@@ -21,7 +21,7 @@ from sae_lens_crosscoder.errors import CheckpointError, ConfigError, DataError, 
 from sae_lens_crosscoder.hub import FORMATS, convert, load_crosscoder
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats import detected
-from sae_lens_crosscoder.hub.published_file import PublishedFile, make_manifest
+from sae_lens_crosscoder.manifest import MANIFEST_FILENAME, write_manifest
 
 SOURCES = Sources(tuple(Source(label, label, "blocks.0.hook_resid_pre", 16) for label in ("base", "chat")))
 
@@ -186,16 +186,20 @@ def test_our_own_weights_with_nan_are_refused(own: Path):
 
 def test_a_manifest_finds_one_flipped_bit_anywhere_in_the_weights(own: Path):
     weights = own / "sae_weights.safetensors"
-    published = [PublishedFile(path.name, path) for path in (own / "cfg.json", weights)]
-    manifest = make_manifest(published)
-    assert isinstance(manifest.content, bytes)
-    (own / manifest.name).write_bytes(manifest.content)
+    write_manifest(own)
     load_crosscoder(own)
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1  # a mantissa: still a finite number
     weights.write_bytes(content)
     SAE.load_from_disk(own)
-    with pytest.raises(DataError, match=r"sae_weights\.safetensors.*not the file that was published"):
+    with pytest.raises(DataError, match=r"sae_weights\.safetensors has other contents than were written"):
+        load_crosscoder(own)
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "[]", '{"files": {"cfg.json": 3}, "manifest_version": 1}'])
+def test_a_manifest_that_is_none_is_refused(own: Path, content: str):
+    (own / MANIFEST_FILENAME).write_text(content)
+    with pytest.raises(DataError, match="manifest"):
         load_crosscoder(own)
 
 
@@ -216,5 +220,5 @@ def test_convert_leaves_nothing_half_written_where_it_fails(tmp_path: Path):
 def test_a_converted_folder_names_no_path_of_this_machine(tmp_path: Path):
     made = kissane_checkpoint(tmp_path / "theirs")
     out = convert(made.folder, tmp_path / "out", **made.options)
-    assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
-    assert str(tmp_path) not in (out / "cfg.json").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["cfg.json", "manifest.json", "sae_weights.safetensors"]
+    assert str(tmp_path) not in (out / "cfg.json").read_text() + (out / "manifest.json").read_text()

@@ -24,6 +24,7 @@ from sae_lens.saes.sae import (
     TrainStepInput,
     TrainStepOutput,
 )
+from sae_lens.saes.topk_sae import TopK
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.prefetch import PrefetchingIterator
@@ -50,6 +51,7 @@ __all__ = [
     "PrefetchingIterator",
     "SAETrainerConfig",
     "Step",
+    "TopK",
     "TrainCoefficientConfig",
     "TrainStepInput",
     "TrainStepOutput",

@@ -54,6 +54,10 @@ class HubError(CrosscoderError, ConnectionError):
     """The Hugging Face Hub cannot be reached or refuses; nothing on it is half-changed."""
 
 
+class UploadError(CrosscoderError, ConnectionError):
+    """A service that refused what was sent, or that could not be reached."""
+
+
 class MissingDependencyError(CrosscoderError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

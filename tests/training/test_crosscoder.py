@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.training.batchtopk_crosscoder import BatchTopKTrainingCrosscoder
-from sae_lens_crosscoder.training.crosscoder import geometric_median
+from sae_lens_crosscoder.training.geometric_median import geometric_median
 from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoder
 
 WIDTHS = (6, 10)

@@ -14,7 +14,7 @@ from sae_lens_crosscoder import CrosscoderTrainer, SourceScaler
 from sae_lens_crosscoder.activations import TrainingBatches
 from sae_lens_crosscoder.errors import NotFoundError
 from sae_lens_crosscoder.training import TrainerParts
-from sae_lens_crosscoder.training.crosscoder import geometric_median
+from sae_lens_crosscoder.training.geometric_median import geometric_median
 
 pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
 

@@ -6,11 +6,13 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
 
 
 @dataclass(kw_only=True)
@@ -43,3 +45,11 @@ class PenalisedTrainingCrosscoder(TrainingCrosscoder[T_PENALISED_CONFIG], ABC):
             return activity.sum(dim=-1).mean()
         shared, others = activity[:, :n_shared], activity[:, n_shared:]
         return (self.cfg.shared_penalty_ratio * shared.sum(dim=-1) + others.sum(dim=-1)).mean()
+
+    def penalty_of_pairs(
+        self, activity: Float[Tensor, " n_pairs"], pairs: ActivePairs, factors: Float[Tensor, " d_sae"]
+    ) -> Float[Tensor, ""]:
+        """The penalty of an activity a_ij factor_j that is 0 apart from the pairs."""
+        sums = torch.zeros_like(factors).index_add(0, pairs.latents, activity) * factors
+        n_shared = self.cfg.n_shared_latents
+        return (self.cfg.shared_penalty_ratio * sums[:n_shared].sum() + sums[n_shared:].sum()) / pairs.n_rows

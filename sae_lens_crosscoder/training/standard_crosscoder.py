@@ -10,8 +10,11 @@ from sae_lens import SAEConfig, StandardSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainStepInput
+from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.l1_crosscoder import L1TrainingCrosscoder, L1TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse import forward
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder
+from sae_lens_crosscoder.training.sparse.selection import positive_pairs
 
 
 @dataclass(kw_only=True)
@@ -44,6 +47,22 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
         """Latent activations and pre-activations."""
         hidden_pre = self.pre_activations(x)
         return self.hook_sae_acts_post(torch.relu(hidden_pre)), hidden_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss; made on the active pairs of token and latent alone once they are few."""
+        if forward.dense_reason(self, step_input.sae_in) is not None:
+            return super().training_forward_pass(step_input)
+        x = self.process_sae_in(step_input.sae_in)
+        with torch.no_grad():
+            encoder = PairEncoder(x, self.W_enc, self.b_enc, torch.ones_like(self.b_enc), self.cfg.encoder_precision)
+            found = positive_pairs(encoder, forward.MAX_ACTIVE_SHARE)
+        if found is None:
+            return super().training_forward_pass(step_input)
+        self.hold_layout()
+        codes = forward.SparseCodes.of(self, x, found)
+        l1 = step_input.coefficients["l1"] * self.penalty_of_pairs(codes.acts, codes.pairs, self.decoder_norms())
+        return forward.sparse_output(self, step_input, codes, lambda _: {"l1_loss": l1})
 
     @override
     def calculate_aux_loss(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -177,7 +177,8 @@ class PairEncoder:
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; if not, such a product is slower than one in float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    cpu: Any = torch.cpu  # torch says so under private names only
+    return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
 def true_positions(mask: Bool[Tensor, "n_rows n_latents"]) -> Int[Tensor, " n_true"]:

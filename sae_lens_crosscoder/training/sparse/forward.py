@@ -42,13 +42,13 @@ class SparseCodes:
         return cls(pairs, encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc))
 
 
-def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float) -> str | None:
+def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.0) -> str | None:
     """Why a step has to hold all codes; None if it can be made on the active pairs alone.
 
     Args:
         sae: The crosscoder.
         sae_in: The batch.
-        active_share: Share of all codes that are active.
+        active_share: Share of all codes that are active, if it is known beforehand.
     """
     if torch.compiler.is_compiling():
         return "it is compiled, and the number of active pairs is not known beforehand"
@@ -60,7 +60,7 @@ def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float) -> 
         return "autocast rounds the products of the dense step, and the sparse one would give other codes"
     if sae_in.ndim != 2:
         return "activations are not one row a token"
-    if any(hook.fwd_hooks or hook.bwd_hooks or hook._forward_hooks for hook in sae.hook_dict.values()):
+    if any(hook.fwd_hooks or hook.bwd_hooks for hook in sae.hook_dict.values()):
         return "a hook reads the codes of all latents"
     if active_share > MAX_ACTIVE_SHARE:
         return f"{active_share:.1%} of the codes are active, more than {MAX_ACTIVE_SHARE:.0%}"

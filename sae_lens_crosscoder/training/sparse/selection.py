@@ -109,6 +109,24 @@ def largest_of_rows(encoder: PairEncoder, k: int) -> ScoredPairs:
     return scored.where(_largest_of_each(scored, encoder, k))
 
 
+def positive_pairs(encoder: PairEncoder, max_share: float) -> ScoredPairs | None:
+    """All pairs with a positive score, in the order of rows; None if they are more than a share of all pairs.
+
+    The first chunk mostly says so, so that a dense batch costs little here.
+    """
+    latents = slice(0, encoder.d_sae)
+    found: list[tuple[Tensor, Tensor]] = []
+    n_found = 0
+    for rows in encoder.chunks:
+        found.append(encoder.candidates(encoder.screen(rows, latents), rows, latents, 0.0))
+        n_found += len(found[-1][0])
+        if n_found > 2 * max_share * rows.stop * encoder.d_sae:  # twice: candidates are more than what is positive
+            return None
+    scored = _scored(encoder, found)
+    scored = scored.where(scored.scores > 0)
+    return scored if len(scored) <= max_share * encoder.n_rows * encoder.d_sae else None
+
+
 def _scored(encoder: PairEncoder, found: list[tuple[Tensor, Tensor]]) -> ScoredPairs:
     flat = [flat for flat, _ in found]
     bounds = [bounds for _, bounds in found]

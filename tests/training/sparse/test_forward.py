@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder._saelens import TrainStepOutput
 from sae_lens_crosscoder.training.sparse import forward
 
-SPARSE = ("topk", "batchtopk", "matryoshka")
+SELECTING = ("topk", "batchtopk", "matryoshka")
+SPARSE = (*SELECTING, "standard")
 every_sparse = pytest.mark.parametrize("name", SPARSE)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -24,19 +24,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shared": {"n_shared_latents": 6},
     "exclusive": {"n_shared_latents": 3, "n_exclusive_latents": [2, 4]},
     "one encoder source": {"encoder_sources": [1]},
-    "no auxiliary loss": {"aux_loss_coefficient": 0.0},
 }
 
 
 @pytest.fixture
-def sparse(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Toy shapes take the sparse step, until the share is set back to 0."""
+def sparse(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Toy shapes take the sparse step, until `densely` is called."""
     monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", 1.0)
-    yield monkeypatch
+    return monkeypatch
 
 
 def densely(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", 0.0)
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", -1.0)
 
 
 def dead_latents(n: int) -> torch.Tensor:
@@ -78,6 +77,15 @@ def test_losses_codes_and_gradients_are_those_of_the_dense_step(
     if name == "matryoshka" and option == "exclusive":
         fields["matryoshka_widths"] = [4, 10]
     assert_equal_steps(*both_steps(sparse, make(name, [8, 8], **fields), activations([8, 8]), dead_latents(n_dead)))
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_without_an_auxiliary_loss_dead_latents_get_no_gradient(sparse: pytest.MonkeyPatch, name: str) -> None:
+    sae = make(name, [8, 8], aux_loss_coefficient=0.0)
+    here, there = both_steps(sparse, sae, activations([8, 8]), dead_latents(7))
+    assert_equal_steps(here, there)
+    active = here[0].feature_acts.to_dense().any(dim=0)
+    assert (here[1]["W_dec"].any(dim=1) == active).all()
 
 
 @every_layout
@@ -157,3 +165,13 @@ def test_hooks_and_autocast_see_the_dense_step() -> None:
     assert "one row a token" in str(forward.dense_reason(sae, x.view(2, 2, 16), 0.01))
     sae.add_hook("hook_sae_acts_post", lambda acts, hook: acts)
     assert "a hook reads the codes" in str(forward.dense_reason(sae, x, 0.01))
+
+
+def test_a_batch_of_which_much_is_active_takes_the_dense_step_of_the_relu_crosscoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sae, x = make("standard", [8, 8]), activations([8, 8])
+    share = (sae.encode(x) > 0).double().mean().item()
+    for limit, is_sparse in ((share, True), (share - 1e-6, False), (share / 4, False)):
+        monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+        assert step(sae, x).feature_acts.is_sparse == is_sparse

@@ -136,11 +136,12 @@ def _scored(encoder: PairEncoder, found: list[tuple[Tensor, Tensor]]) -> ScoredP
 
 
 def _largest_of_each(scored: ScoredPairs, encoder: PairEncoder, k: int) -> Tensor:
-    """Which pairs are among the k largest of their row."""
+    """Which pairs are among the k largest of their row; of equal ones the first stay."""
     rows = scored.flat // encoder.d_sae
+    by_score = scored.scores.sort(descending=True, stable=True).indices
+    grouped, order = rows[by_score].sort(stable=True)
     counts = torch.bincount(rows, minlength=encoder.n_rows)
-    starts = counts.cumsum(0) - counts
-    place = torch.arange(len(rows), device=rows.device) - starts[rows]
-    table = scored.scores.new_zeros(encoder.n_rows, int(counts.max()))
-    table[rows, place] = scored.scores
-    return largest(table, k)[rows, place]
+    rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[grouped]
+    kept = torch.empty_like(rows, dtype=torch.bool)
+    kept[by_score[order]] = rank < k
+    return kept & (scored.scores > 0)

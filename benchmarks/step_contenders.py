@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +30,8 @@ from sae_lens_crosscoder import (
 from sae_lens_crosscoder._saelens import SAETrainerConfig
 from sae_lens_crosscoder.training import TrainerParts
 
-LEARNING_RATE = 1e-4
-N_BATCHES = 16
+LEARNING_RATE = 3e-4
+N_BATCHES = 4
 FAR = 10**12  # samples of a run that no measurement reaches the end of
 
 
@@ -62,9 +60,17 @@ class Contender:
     """Makes a training step and returns the loss's terms as SAELens does, or sparsify's output."""
 
     model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def held_mb(self) -> float:
+        """Weights, buffers and the optimizer's moments, which stay from step to step."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        held = [*self.model.parameters(), *self.model.buffers(), *states]
+        return sum(tensor.nbytes for tensor in held) / 2**20
 
 
-def batches(shape: Shape, seed: int = 0) -> list[torch.Tensor]:
+def batches(shape: Shape, n_batches: int = N_BATCHES, seed: int = 0) -> list[torch.Tensor]:
     """Activations made of planted directions, some of which both sources share, and a little noise.
 
     Every token has about 40 of 4,096 directions with exponential weights, and each source has mean norm sqrt(width).
@@ -75,7 +81,7 @@ def batches(shape: Shape, seed: int = 0) -> list[torch.Tensor]:
     directions[: n_directions // 4, shape.width :] = 0
     directions[n_directions // 4 : n_directions // 2, : shape.width] = 0
     made: list[torch.Tensor] = []
-    for _ in range(N_BATCHES):
+    for _ in range(n_batches):
         weights = torch.empty(shape.batch, n_directions).exponential_(generator=generator)
         weights *= torch.rand(shape.batch, n_directions, generator=generator) < active / n_directions
         x = weights @ directions + 0.5 * torch.randn(shape.batch, shape.d_in, generator=generator)
@@ -86,7 +92,7 @@ def batches(shape: Shape, seed: int = 0) -> list[torch.Tensor]:
 
 def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
     """The trainer that `CrosscoderTrainingRunner` makes, on batches from memory."""
-    own = {"normalize_activations": "none", "decoder_init_norm": 0.08, **fields}
+    own = {"normalize_activations": "none", **fields}
     sources = [Source(label, "random", "hook", shape.width) for label in ("base", "chat")]
     cfg = CrosscoderRunnerConfig(
         sae=cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, **own),
@@ -136,7 +142,7 @@ def sparsify(shape: Shape) -> Contender:
         optimizer.zero_grad()
         return output
 
-    return Contender(step, coder)
+    return Contender(step, coder, optimizer)
 
 
 def _with_trainer(trainer: SAETrainer[Any, Any]) -> Contender:
@@ -145,42 +151,54 @@ def _with_trainer(trainer: SAETrainer[Any, Any]) -> Contender:
         trainer.n_training_steps += 1
         return output
 
-    return Contender(step, trainer.sae)
+    return Contender(step, trainer.sae, trainer.optimizer)
 
 
-TOPK: dict[str, Callable[[Shape], Contender]] = {
-    "SAELens BatchTopK": lambda s: saelens(BatchTopKTrainingSAEConfig, s, k=s.k),
-    "SAELens TopK": lambda s: saelens(TopKTrainingSAEConfig, s, k=s.k),
-    "sparsify TopK": sparsify,
-    "batchtopk_crosscoder": lambda s: ours(BatchTopKTrainingCrosscoderConfig, s, k=s.k),
-    "batchtopk_crosscoder, bfloat16 encoder": lambda s: ours(
-        BatchTopKTrainingCrosscoderConfig, s, k=s.k, encoder_precision="bfloat16"
-    ),
-    "topk_crosscoder": lambda s: ours(TopKTrainingCrosscoderConfig, s, k=s.k),
-    "matryoshka_batchtopk_crosscoder": lambda s: ours(MatryoshkaBatchTopKTrainingCrosscoderConfig, s, k=s.k),
+def at_l0(make: Callable[[Shape], Contender]) -> Callable[[Shape], Contender]:
+    """The contender with encoder biases lowered until k latents a token are active, as in a run that became sparse."""
+
+    def made(shape: Shape) -> Contender:
+        contender = make(shape)
+        sae: Any = contender.model
+        with torch.no_grad():
+            hidden_pre = sae.encode_with_hidden_pre(batches(shape)[0])[1]
+            sae.b_enc.sub_(hidden_pre.flatten().topk(shape.k * shape.batch, sorted=False).values.min())
+        return contender
+
+    return made
+
+
+def _ours(cfg_class: Any, **fields: Any) -> Callable[[Shape], Contender]:
+    return lambda shape: ours(cfg_class, shape, k=shape.k, **fields)
+
+
+def _standard(shape: Shape) -> Contender:
+    return ours(StandardTrainingCrosscoderConfig, shape, l1_coefficient=1.0)
+
+
+def _saelens_standard(shape: Shape) -> Contender:
+    return saelens(StandardTrainingSAEConfig, shape, l1_coefficient=1.0)
+
+
+REFERENCE, SPARSIFY, STANDARD, OURS = "SAELens BatchTopK", "sparsify TopK", "SAELens Standard", "batchtopk_crosscoder"
+CONTENDERS: dict[str, Callable[[Shape], Contender]] = {
+    REFERENCE: lambda shape: saelens(BatchTopKTrainingSAEConfig, shape, k=shape.k),
+    "SAELens TopK": lambda shape: saelens(TopKTrainingSAEConfig, shape, k=shape.k),
+    SPARSIFY: sparsify,
+    OURS: _ours(BatchTopKTrainingCrosscoderConfig),
+    f"{OURS}, bfloat16 encoder": _ours(BatchTopKTrainingCrosscoderConfig, encoder_precision="bfloat16"),
+    "topk_crosscoder": _ours(TopKTrainingCrosscoderConfig),
+    "matryoshka_batchtopk_crosscoder": _ours(MatryoshkaBatchTopKTrainingCrosscoderConfig),
+    STANDARD: at_l0(_saelens_standard),
+    "standard_crosscoder, L0 = k": at_l0(_standard),
+    "standard_crosscoder, young": _standard,
 }
-"""Steps with k active latents a token; speed-ups are over the first."""
-
-L1: dict[str, Callable[[Shape], Contender]] = {
-    "SAELens Standard": lambda s: saelens(StandardTrainingSAEConfig, s, l1_coefficient=1.0),
-    "standard_crosscoder": lambda s: ours(StandardTrainingCrosscoderConfig, s, l1_coefficient=1.0),
-}
-"""Steps with an L1 penalty; speed-ups are over the first."""
+"""What is timed. L1 is timed with k active latents, and, where it says young, at the start of a run."""
 
 
-def installed(contenders: dict[str, Any]) -> dict[str, Any]:
-    """The contenders whose package is there; says which are left out."""
-    if importlib.util.find_spec("sparsify") is not None:
-        return contenders
-    left_out = [name for name in contenders if name.startswith("sparsify")]
-    for name in left_out:
-        print(f"{name} is left out: the package eai-sparsify is not installed.")
-    return {name: make for name, make in contenders.items() if name not in left_out}
-
-
-def endless(made: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    return itertools.cycle(made)
-
-
-def quiet() -> None:
-    warnings.filterwarnings("ignore")
+def installed(names: list[str]) -> list[str]:
+    """The contenders whose package is there; says which is left out."""
+    if SPARSIFY in names and importlib.util.find_spec("sparsify") is None:
+        print(f"{SPARSIFY} is left out: the package eai-sparsify is not installed.")
+        return [name for name in names if name != SPARSIFY]
+    return names

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.cli.parser import parse_fields, parse_pairs
+from sae_lens_crosscoder.errors import FinishedError
 
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
@@ -33,6 +34,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
     parser.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
     parser.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="go on from a checkpoint; auto: from the newest undamaged one of this configuration, if there is one",
+    )
     parser.runs(_train, takes_fields=True)
 
 
@@ -47,6 +53,14 @@ def _train(options: Namespace) -> None:
         values["sources"] = [parse_pairs(text) for text in options.source]
     if options.dataset:
         values["datasets"] = [parse_pairs(text) for text in options.dataset]
+    if options.resume is not None:
+        values["resume_from_checkpoint"] = options.resume
     cfg = CrosscoderRunnerConfig.from_dict(merged(base, values), new_run=True)
-    CrosscoderTrainingRunner(cfg).run()
+    try:
+        CrosscoderTrainingRunner(cfg).run()
+    except FinishedError as error:
+        if options.resume is None:
+            raise
+        print(error)  # whoever restarts a job until it is done must see that it is
+        return
     print(f"The crosscoder is in {cfg.output_path}.")

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.training.difference_loss import difference_weighted_errors
 from sae_lens_crosscoder.training.geometric_median import geometric_median
 from sae_lens_crosscoder.training.latent_layout import LatentLayout
 from sae_lens_crosscoder.training.sparse.encoder import EncoderPrecision
@@ -378,18 +379,6 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     def canonical_norms(self) -> Float[Tensor, " d_sae"]:
         """n_j, by which latents are multiplied in the canonical form; without gradient."""
         return self.get_W_dec_norm()
-
-
-def difference_weighted_errors(
-    preds: Float[Tensor, "... d_in"], target: Float[Tensor, "... d_in"], weight: float
-) -> Float[Tensor, "... d_in"]:
-    """Errors whose sum over columns is |e_1|^2 + |e_2|^2 + 2 weight e_1 . e_2, the sources being the two halves.
-
-    Proposed by Dumas (2025) as a crosscoder that keeps the advantage of a diff-SAE.
-    """
-    first, second = (preds - target).chunk(2, dim=-1)
-    cross = weight * first * second
-    return torch.cat([first.pow(2) + cross, second.pow(2) + cross], dim=-1)
 
 
 def check_widths(source_widths: Sequence[int], d_in: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import run_config, source
-from sae_lens import TrainingSAE
+from sae_lens import SAETrainer, TrainingSAE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -138,3 +138,24 @@ def test_firing_is_counted_alike_on_both_paths(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(counts[0][1], counts[1][1])
     assert counts[0][0].sum() == 4 * 6 * 64
     assert counts[0][1].unique().numel() > 2
+
+
+@pytest.mark.parametrize("limit", [1.0, -1.0], ids=["sparse", "dense"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_steps_and_counters_are_those_of_saelens_trainer(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: float
+) -> None:
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+    here, for_there = trainer(name, d_sae=512), trainer(name, d_sae=512)
+    there: SAETrainer[Any, Any] = SAETrainer(for_there.cfg, for_there.sae, iter(()))
+    for step in range(5):
+        for fitted in (here, there):
+            assert fitted.step(batch_of(step)).feature_acts.is_sparse == (limit > 0)
+            fitted.n_training_steps += 1
+    for key, weights in here.sae.state_dict().items():
+        torch.testing.assert_close(weights, there.sae.state_dict()[key], rtol=1e-10, atol=1e-12, msg=key)
+    for counter in ("act_freq_scores", "n_forward_passes_since_fired"):
+        assert torch.equal(getattr(here, counter), getattr(there, counter)), counter
+    assert here.n_frac_active_samples == there.n_frac_active_samples == 5 * 64
+    assert here.optimizer.param_groups[0]["lr"] == there.optimizer.param_groups[0]["lr"]
+    assert here.get_coefficients() == there.get_coefficients()

@@ -6,13 +6,11 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
 
 
 @dataclass(kw_only=True)
@@ -40,16 +38,9 @@ class PenalisedTrainingCrosscoder(TrainingCrosscoder[T_PENALISED_CONFIG], ABC):
 
     def penalty(self, activity: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
         """E_tokens[ sum_j w_j a_j ] of a non-negative activity a, w_j = `shared_penalty_ratio` for shared latents."""
-        n_shared = self.cfg.n_shared_latents
-        if n_shared == 0:
-            return activity.sum(dim=-1).mean()
-        shared, others = activity[:, :n_shared], activity[:, n_shared:]
-        return (self.cfg.shared_penalty_ratio * shared.sum(dim=-1) + others.sum(dim=-1)).mean()
+        return self.penalty_of_sums(activity.sum(dim=0), len(activity))
 
-    def penalty_of_pairs(
-        self, activity: Float[Tensor, " n_pairs"], pairs: ActivePairs, factors: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, ""]:
-        """The penalty of an activity a_ij factor_j that is 0 apart from the pairs."""
-        sums = torch.zeros_like(factors).index_add(0, pairs.latents, activity) * factors
-        n_shared = self.cfg.n_shared_latents
-        return (self.cfg.shared_penalty_ratio * sums[:n_shared].sum() + sums[n_shared:].sum()) / pairs.n_rows
+    def penalty_of_sums(self, sums: Float[Tensor, " d_sae"], n_tokens: int) -> Float[Tensor, ""]:
+        """The same from each latent's activity, summed over the tokens of a batch."""
+        shared, others = sums[: self.cfg.n_shared_latents], sums[self.cfg.n_shared_latents :]
+        return (self.cfg.shared_penalty_ratio * shared.sum() + others.sum()) / n_tokens

@@ -61,8 +61,8 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
             return super().training_forward_pass(step_input)
         self.hold_layout()
         codes = forward.SparseCodes.of(self, x, found)
-        l1 = step_input.coefficients["l1"] * self.penalty_of_pairs(codes.acts, codes.pairs, self.decoder_norms())
-        return forward.sparse_output(self, step_input, codes, lambda _: {"l1_loss": l1})
+        sums = torch.zeros_like(self.b_enc).index_add(0, codes.pairs.latents, codes.acts)
+        return forward.sparse_output(self, step_input, codes, lambda _: self._aux_losses(step_input, sums))
 
     @override
     def calculate_aux_loss(
@@ -73,5 +73,9 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         """The weighted L1 penalty."""
-        l1 = self.penalty(feature_acts * self.decoder_norms())
+        return self._aux_losses(step_input, feature_acts.sum(dim=0))
+
+    def _aux_losses(self, step_input: TrainStepInput, sums: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
+        # The norm is a factor of each latent's sum: no matrix of weighted codes is made.
+        l1 = self.penalty_of_sums(sums * self.decoder_norms(), len(step_input.sae_in))
         return {"l1_loss": step_input.coefficients["l1"] * l1}

@@ -10,6 +10,7 @@ from architectures import N_LATENTS, activations, every_layout, gradients, make,
 
 from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder._saelens import TrainStepOutput
+from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.sparse import forward
 
 SELECTING = ("topk", "batchtopk", "matryoshka")
@@ -141,6 +142,11 @@ def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.Monke
     rounded = step(make(name, [8, 8], encoder_precision="bfloat16"), x)
     assert rounded.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
     assert rounded.loss.item() != exact.loss.item()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="encoder_precision='int8' is unknown. Use one of float32, bfloat16"):
+        make("batchtopk", [8, 8], encoder_precision="int8")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def _row(name: str, shape: Shape, wall: dict[str, list[float]], processor: dict[
 
 def measure_memory(name: str, shape: Shape) -> None:
     """Print the peak of this process's steps as JSON. Run in a process of its own."""
-    data = batches(shape)
+    data = batches(shape, 2)
     gc.collect()
     start = status_mb("VmRSS")
     contender: Contender = CONTENDERS[name](shape)

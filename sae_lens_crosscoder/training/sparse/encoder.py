@@ -57,10 +57,10 @@ class PairEncoder:
 
     A chunk of rows is multiplied by the weights c_j w_j, both rounded to the precision of the screen, and the largest
     possible error is added: with x' and (cw)' the rounded vectors, the bound
-    u_ij = x'_i (cw)'_j + c_j b_j + |x_i - x'_i| |c_j w_j| + |x'_i| |c_j w_j - (cw)'_j| + n 2^-21 |x_i| |c_j w_j|
-    is at least v_ij (Cauchy-Schwarz; the last term is for n terms that are added in float32). Errors and bias are
-    columns of the product. A pair whose score is at least t therefore has u_ij >= t, and only such pairs are scored in
-    the weights' own dtype: nothing is lost, whatever the precision of the screen.
+    u_ij = x'_i (cw)'_j + c_j b_j + |x_i - x'_i| |c_j w_j| + |x'_i| |c_j w_j - (cw)'_j| + n 2^-21 (|x_i| |c_j w_j| +
+    |c_j b_j|) is at least v_ij (Cauchy-Schwarz; the last term is for n terms that are added in float32). Errors and
+    bias are columns of the product. A pair whose score is at least t therefore has u_ij >= t, and only such pairs are
+    scored in the weights' own dtype: nothing is lost, whatever the precision of the screen.
 
     With precision "bfloat16" the products of rounded inputs are taken as they are, without bound and second product.
 
@@ -87,7 +87,7 @@ class PairEncoder:
         self._rounding = torch.finfo(self._dtype).eps / 2
         n_terms = x.shape[1] + 5
         self._n_columns = -(-n_terms // _ALIGNMENT) * _ALIGNMENT
-        self._summation_error = self._n_columns * 2.0**-21
+        self._summation_error = self._n_columns * 2.0**-21 if self.is_exact else 0.0
 
     @property
     def chunks(self) -> Iterator[slice]:
@@ -111,7 +111,7 @@ class PairEncoder:
             latents: The latents that were screened.
             least: The least score of interest, or one a row, shape (n_chunk, 1).
         """
-        least = torch.as_tensor(least, dtype=torch.float32, device=bounds.device) * (1 - 4 * self._rounding)
+        least = torch.as_tensor(least, dtype=torch.float32, device=bounds.device) * (1 - 3 * self._rounding)
         least = least.clamp(min=torch.finfo(self._dtype).tiny).to(self._dtype)
         # Positive numbers are in the order of their bits, which compare faster.
         bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32
@@ -136,7 +136,9 @@ class PairEncoder:
         of_inputs, of_table = self._inputs[rows].float(), self._table.float()
         first, last = self.x.shape[1], self.x.shape[1] + 2
         error = (of_inputs[:, first:last] * of_table[:, first:last].amax(dim=0)).sum(dim=1, keepdim=True)
-        return bounds.float() * (1 - 2 * self._rounding) - 2.1 * (error + 2.0**-20 * self._biases.abs().max().float())
+        return bounds.float() * (1 - 2 * self._rounding) - 2.1 * (
+            error + self._summation_error * self._biases.abs().max().float()
+        )
 
     @cached_property
     def _biases(self) -> Float[Tensor, " d_sae"]:
@@ -164,7 +166,7 @@ class PairEncoder:
             if self.is_exact:
                 table[part, d_in] = exact.norm(dim=1) * up
                 table[part, d_in + 1] = exact.sub_(table[part, :d_in]).norm(dim=1) * up
-        rest = self._biases + 2.0**-20 * self._biases.abs()
+        rest = self._biases + self._summation_error * self._biases.abs()
         for column in range(d_in + 2, d_in + 5):  # three parts of the bias hold it to 2^-24
             table[:, column] = rest
             rest -= table[:, column].double()
@@ -178,7 +180,7 @@ class PairEncoder:
 def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; if not, such a product is slower than one in float32."""
     cpu: Any = torch.cpu  # torch says so under private names only
-    return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.enabled and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def true_positions(mask: Bool[Tensor, "n_rows n_latents"]) -> Int[Tensor, " n_true"]:

@@ -145,7 +145,7 @@ def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.Monke
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ConfigError, match="encoder_precision='int8' is unknown. Use one of float32, bfloat16"):
+    with pytest.raises(ConfigError, match=r"encoder_precision='int8' is unknown\. Use one of float32, bfloat16"):
         make("batchtopk", [8, 8], encoder_precision="int8")
 
 

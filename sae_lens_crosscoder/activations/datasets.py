@@ -92,7 +92,8 @@ class DatasetConfig:
         Raises:
             ConfigError: An unknown field, or one of another type.
         """
-        what = f"Data set {values.get('label') or values.get('path')!r}"
+        names = values if isinstance(values, Mapping) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
+        what = f"Data set {names.get('label') or names.get('path')!r}" if names else "A data set"
         return cls(**checked_fields(cls, values, what, ConfigError))
 
 

@@ -12,6 +12,8 @@ from helpers import CONTEXT, text_dataset, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_lens_crosscoder import cli
+from sae_lens_crosscoder.cli import diff as diff_command
+from sae_lens_crosscoder.cli.parser import parse_fields
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -92,7 +94,7 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_diff", stopped)
+    monkeypatch.setattr(diff_command, "_diff", stopped)
     assert cli.main(["diff", "folder"]) == cli.EXIT_STOPPED
     assert "when you call it again" in capsys.readouterr().err
 
@@ -162,6 +164,6 @@ def test_fields_are_parsed_as_json_with_plain_words_left_as_they_are() -> None:
         "streaming": False,
         "dtype": "float64",
     }
-    assert cli.parse_fields(arguments) == expected
+    assert parse_fields(arguments) == expected
     with pytest.raises(ConfigError, match="'stray' belongs to no flag"):
-        cli.parse_fields(["stray"])
+        parse_fields(["stray"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,12 @@ from sae_lens_crosscoder.training.recipes import recipe_for
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+
+_NO_PART_OF_THE_RESULT = {
+    *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
+    *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
+    *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
+}
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
 
@@ -73,6 +80,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     max_activation_norm_multiple: float | None = None
     """Drop tokens whose activation norm, in any source, is above this multiple of the median; None keeps all."""
+
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder to go on from as if unbroken, or "auto": the newest undamaged one below `checkpoint_path` of
+    the same configuration, or a new run if there is none."""
+
+    n_kept_checkpoints: int | None = None
+    """How many checkpoints to keep, the newest; older ones are removed when a new one is whole. None keeps all."""
+
+    overwrite_output: bool = False
+    """Whether a crosscoder that is in `output_path` already may be replaced."""
 
     context_size: int = 1024
     """Tokens of a sequence."""
@@ -141,6 +158,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     def n_prefetched_batches(self) -> int:
         """Batches that a background thread prepares ahead."""
         return int(self.prefetch_llm_batches)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for runs that give the same crosscoder. Where files lie, what is logged and devices are left out."""
+        values = {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_THE_RESULT}
+        values["sae"] = {name: value for name, value in values["sae"].items() if name not in ("device", "metadata")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def store_config(self, tokenizer: Any) -> StoreConfig:
         """How the store harvests, drops and shuffles.

@@ -1,0 +1,113 @@
+"""The parser of one command, and the flags that are fields of a configuration and not its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sae_lens_crosscoder.errors import ConfigError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["CommandParser"]  # pyright: ignore[reportPrivateUsage]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of one command, which remembers the flags that are its own.
+
+    Descriptions are printed with their line breaks.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.own_flags: list[str] = []
+        self.takes_fields = False
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        action = super().add_argument(*names, **options)
+        self.own_flags.extend(action.option_strings)
+        return action
+
+    def runs(
+        self, command: Callable[[argparse.Namespace], None], *, takes_fields: bool = False, when_stopped: str = ""
+    ) -> None:
+        """Say which function runs the command.
+
+        Args:
+            command: The function. It finds the flags that are not its own in `options.fields`.
+            takes_fields: Whether flags that are not its own are fields of a configuration, and no error.
+            when_stopped: What the user should know who has stopped it.
+        """
+        self.takes_fields = takes_fields
+        self.set_defaults(command=command, when_stopped=when_stopped)
+
+
+def split_fields(arguments: list[str], commands: Mapping[str, CommandParser]) -> tuple[list[str], list[str]]:
+    """The arguments that argparse reads, and the flags with their values that are fields of a configuration."""
+    parser = commands.get(arguments[0]) if arguments else None
+    if parser is None or not parser.takes_fields:
+        return arguments, []
+    own, fields, remaining = arguments[:1], list[str](), arguments[1:]
+    while remaining:
+        argument = remaining.pop(0)
+        is_field = argument.startswith("--") and argument.partition("=")[0] not in parser.own_flags
+        (fields if is_field else own).append(argument)
+        if is_field and "=" not in argument and remaining:
+            fields.append(remaining.pop(0))
+    return own, fields
+
+
+def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--lr 1e-4 --sae.k 50 --flag=true` as `{"lr": 1e-4, "sae": {"k": 50}, "flag": True}`.
+
+    Raises:
+        ConfigError: A flag without a value, or a value without a flag.
+    """
+    values: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        flag = remaining.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"{flag!r} belongs to no flag. Fields are given as --name value.")
+        name, equals, text = flag[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise ConfigError(f"--{name} has no value. Fields are given as --name value.")
+            text = remaining.pop(0)
+        target = values
+        *groups, field = name.split(".")
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[field.replace("-", "_")] = _parse_value(text)
+    return values
+
+
+def parse_pairs(text: str) -> dict[str, Any]:
+    """`label=base,d_in=128` as a mapping; a JSON object is taken as it is.
+
+    Raises:
+        ConfigError: A part without "=".
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{text!r} is no JSON object: {error}.") from error
+    pairs = [part.partition("=") for part in text.split(",")]
+    broken = [name for name, equals, _ in pairs if not equals]
+    if broken:
+        raise ConfigError(f"{broken[0]!r} is no field=value, in {text!r}.")
+    return {name.strip(): _parse_value(value) for name, _, value in pairs}
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given, by name."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text == "None" else text

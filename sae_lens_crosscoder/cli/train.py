@@ -1,0 +1,66 @@
+"""`train`: train a crosscoder from a configuration file and flags."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lens_crosscoder.cli.parser import parse_fields, parse_pairs
+from sae_lens_crosscoder.errors import FinishedError
+
+if TYPE_CHECKING:
+    from sae_lens_crosscoder.cli.parser import Commands
+
+_DESCRIPTION = """Train a crosscoder.
+
+Every field of the configuration is a flag, fields of the crosscoder with the prefix "sae.", those of the logger with
+"logger."; lists and mappings are JSON. They win over the configuration file:
+
+  sae-lens-crosscoder train run.yaml --lr 1e-4 --sae.k 50 --logger.log_to_wandb false
+  sae-lens-crosscoder train
+      --source label=base,model_name=google/gemma-2-2b,hook_name=blocks.13.hook_resid_post,d_in=2304
+      --source label=chat,model_name=google/gemma-2-2b-it,hook_name=blocks.13.hook_resid_post,d_in=2304
+      --dataset path=monology/pile-uncopyrighted,weight=0.5 --dataset path=lmsys/lmsys-chat-1m,weight=0.5
+      --sae.architecture batchtopk_crosscoder --sae.d_in 4608 --sae.d_sae 16384 --training_tokens 100000000
+
+`sae-lens-crosscoder fields [ARCHITECTURE]` lists all fields with their defaults.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("train", help="train a crosscoder", description=_DESCRIPTION)
+    parser.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
+    parser.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
+    parser.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="go on from a checkpoint; auto: from the newest undamaged one of this configuration, if there is one",
+    )
+    parser.runs(_train, takes_fields=True)
+
+
+def _train(options: Namespace) -> None:
+    values = parse_fields(options.fields)
+    from sae_lens_crosscoder.fields import merged
+    from sae_lens_crosscoder.training import CrosscoderRunnerConfig, CrosscoderTrainingRunner
+    from sae_lens_crosscoder.training.runner_config import read_config_file
+
+    base = read_config_file(options.config) if options.config is not None else {}
+    if options.source:
+        values["sources"] = [parse_pairs(text) for text in options.source]
+    if options.dataset:
+        values["datasets"] = [parse_pairs(text) for text in options.dataset]
+    if options.resume is not None:
+        values["resume_from_checkpoint"] = options.resume
+    cfg = CrosscoderRunnerConfig.from_dict(merged(base, values), new_run=True)
+    try:
+        CrosscoderTrainingRunner(cfg).run()
+    except FinishedError as error:
+        if options.resume is None:
+            raise
+        print(error)  # whoever restarts a job until it is done must see that it is
+        return
+    print(f"The crosscoder is in {cfg.output_path}.")

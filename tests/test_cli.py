@@ -64,7 +64,7 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     assert again["l0"] == trained["l0"]
     assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
     for flags in (
-        ["--decoder-only"],
+        ["--decoder-only", "--finetuned", "base"],
         ["--budget-tokens", "640", "--kl-budget-tokens", "320", "--causal-budget-tokens=64"],
     ):
         folder = tmp_path / f"diff{len(flags)}"

@@ -17,7 +17,6 @@ from sae_lens_crosscoder.errors import ConfigError, ShapeError, SourceError
 from sae_lens_crosscoder.generation import replacing
 from sae_lens_crosscoder.hooked_models import input_device
 from sae_lens_crosscoder.joint_model import JointModel
-from sae_lens_crosscoder.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class ModelComparison:
                 "The models read tokens of their own (token_alignment='character_offsets'), so that one's activations "
                 "cannot be put into the other at every token. Causal comparisons need models that share a vocabulary."
             )
-        self.base, self.finetuned = _pair_of_labels(sources, base, finetuned)
+        self.base, self.finetuned = sources.pair(base, finetuned)
         one, other = (sources[sources.position(label)] for label in (self.base, self.finetuned))
         if one.d_in != other.d_in:
             raise ShapeError(
@@ -205,21 +204,6 @@ def check_latents(latents: Sequence[int], d_sae: int) -> None:
     unknown = [j for j in latents if not 0 <= j < d_sae]
     if unknown:
         raise ConfigError(f"There is no latent {unknown[0]}: the crosscoder has 0 to {d_sae - 1}.")
-
-
-def _pair_of_labels(sources: Sources, base: str | None, finetuned: str | None) -> tuple[str, str]:
-    """The two labels; of two sources the other one if one is named."""
-    labels = sources.labels
-    if len(labels) == 2:
-        others = {labels[0]: labels[1], labels[1]: labels[0]}
-        base = base or (labels[0] if finetuned is None else others.get(finetuned, labels[0]))
-        finetuned = finetuned or others.get(base, labels[1])
-    if base is None or finetuned is None or base == finetuned:
-        raise SourceError(
-            f"A comparison is between two of the sources {', '.join(labels)}, not between {base!r} and {finetuned!r}. "
-            "Name the base and the fine-tuned one."
-        )
-    return base, finetuned
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from sae_lens_crosscoder.causal.continuation import continued_logits
 from sae_lens_crosscoder.diffing import LinearDecoder
 from sae_lens_crosscoder.errors import ConfigError, ShapeError, SourceError
-from sae_lens_crosscoder.generation import replacing
-from sae_lens_crosscoder.hooked_models import input_device
 from sae_lens_crosscoder.joint_model import JointModel
 
 
@@ -137,9 +136,7 @@ class ModelComparison:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Log-probabilities of one model's next tokens, continued from an activation at its hook, with gradient."""
         source = self.joint.sources[self.joint.sources.position(label)]
-        model = self.joint.view(label).source_model
-        hook = (source.hook_name, replacing(activation))
-        logits = model.run_with_hooks(tokens.to(input_device(model)), return_type="logits", fwd_hooks=[hook])
+        logits = continued_logits(self.joint.view(label).source_model, source.hook_name, tokens, activation)
         return _log_probabilities(logits[..., : self.n_vocab])
 
     def contribution(

@@ -53,7 +53,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
     ]
 
 
-def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
+def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "crosscoder"
@@ -77,6 +77,19 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
         assert len(rows) == 24
         assert {"report.html", "decoder.png"} <= {path.name for path in folder.iterdir()}
     assert "kl_attribution" in rows[0]
+
+    steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
+    assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-5] == "the owl flies"
+    said = dict(line.strip().split(": ", 1) for line in printed[-4:])
+    assert list(said) == ["base, as it is", "base, steered", "chat, as it is", "chat, steered"]
+    assert said["chat, as it is"] != said["chat, steered"]
+    assert cli.main([*steer, "--remove", "24"]) == cli.EXIT_BAD_INPUT
+    assert "There is no latent 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*steer, "--add", "3"])
+    assert "'3' is not LATENT=ACTIVATION" in capsys.readouterr().err
 
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:

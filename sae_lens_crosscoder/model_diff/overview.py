@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from sae_lens_crosscoder.causal import ModelComparison
-from sae_lens_crosscoder.causal.patching import EVERYTHING, RECONSTRUCTION, PatchEffect
-from sae_lens_crosscoder.diffing import PairGeometry, ScalingFlags
+from sae_lens_crosscoder.causal.patching import ERROR, EVERYTHING, NOTHING, RECONSTRUCTION, PatchEffect
+from sae_lens_crosscoder.diffing import PairGeometry, ReportTable, ScalingFlags
 from sae_lens_crosscoder.diffing.diff_report import KeyFigure, Overview
 from sae_lens_crosscoder.model_diff.experiments import Experiments
 from sae_lens_crosscoder.model_diff.kl import Divergence
@@ -63,7 +65,37 @@ def overview(
     histograms = ["frequency", "kl_attribution"]
     if geometry is not None:
         histograms = ["relative_norm", *(["cosine"] if geometry.cosines is not None else []), *histograms]
-    return Overview(paragraphs, figures, histograms, scatter)
+    return Overview(paragraphs, figures, histograms, [patch_table(base, finetuned, experiments)], scatter)
+
+
+def patch_table(base: str, finetuned: str, experiments: Experiments) -> ReportTable:
+    """How much of the KL gap every patch closes, in both directions and on every group of tokens."""
+    groups = list(experiments.forward[NOTHING])
+    rows = [
+        [
+            name,
+            *(
+                "–" if math.isnan(closed := effects[name][group].gap_closed) else f"{round(closed, 3) + 0:.1%}"
+                for group in groups
+                for effects in (experiments.forward, experiments.reverse)
+            ),
+        ]
+        for name in (EVERYTHING, RECONSTRUCTION, ERROR, *experiments.sets)
+    ]
+    gaps = ", ".join(
+        f"{effects[NOTHING][group].kl:.4f} {way} on {group} ({effects[NOTHING][group].n_tokens:,} tokens)"
+        for group in groups
+        for way, effects in (("put in", experiments.forward), ("taken out", experiments.reverse))
+    )
+    return ReportTable(
+        "Causal tests: share of the KL gap that is closed",
+        ["what is patched", *(f"{group}: {way}" for group in groups for way in ("put in", "taken out"))],
+        rows,
+        f"Put in: contributions to the difference are added to {base}'s run, which {finetuned} continues; 100 % would "
+        f"be {finetuned} itself. Taken out: they are taken from {finetuned}'s run, which {base} continues; 100 % would "
+        f"be {base} itself. The {EVERYTHING} and the {RECONSTRUCTION} are the bounds; the {ERROR} is what the "
+        f"crosscoder leaves out. KL without a patch, in nats: {gaps}.",
+    )
 
 
 def _patches(base: str, finetuned: str, experiments: Experiments) -> str:

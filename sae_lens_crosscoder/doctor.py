@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +14,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from sae_lens_crosscoder.resources import available_memory, free_disk, in_gb
+
 DISTRIBUTION = "sae-lens-crosscoder"
 _SHOWN = ("sae-lens", "torch", "transformer-lens", "transformers", "datasets", "huggingface_hub", "sae-dashboard")
 _IMPORTED = ("torch", "datasets", "transformer_lens", "sae_lens", "sae_lens_crosscoder")
 _IMPORT_SECONDS = 300
-_GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def describe_devices(found: Mapping[str, object]) -> Finding:
     """The devices that torch finds, from `gpus` (name, bytes), `built` (CUDA of the build), `mps` and `threads`."""
     gpus = found["gpus"]
     assert isinstance(gpus, list)
-    names = [f"cuda:{n} {name} ({size / _GB:.0f} GB)" for n, (name, size) in enumerate(gpus)]
+    names = [f"cuda:{n} {name} ({in_gb(size)})" for n, (name, size) in enumerate(gpus)]
     if found["mps"]:
         names.append("mps")
     text = ", ".join([*names, f"cpu ({found['threads']} threads)"])
@@ -143,18 +143,14 @@ def _build(cuda: object) -> str:
 
 
 def _memory() -> Finding:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return Finding("Memory", "unknown on this system")
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Finding("Memory", f"{total / _GB:.0f} GB, {os.cpu_count()} cores")
+    return Finding("Memory", f"{in_gb(available_memory())} free, {os.cpu_count()} cores")
 
 
 def _disks() -> Iterable[Finding]:
     from huggingface_hub import constants
 
     for name, path in (("Disk here", Path.cwd()), ("Disk of the Hub's cache", Path(constants.HF_HUB_CACHE))):
-        nearest = next(place for place in (path, *path.parents) if place.exists())
-        yield Finding(name, f"{shutil.disk_usage(nearest).free / _GB:.0f} GB free at {path}")
+        yield Finding(name, f"{in_gb(free_disk(path))} free at {path}")
 
 
 def _hub() -> Finding:

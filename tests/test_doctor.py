@@ -42,7 +42,7 @@ def test_even_a_crash_of_an_import_is_seen() -> None:
     [
         (
             {"gpus": [["H200", 150e9]], "built": "12.8", "mps": False, "threads": 8},
-            "cuda:0 H200 (150 GB), cpu (8 threads)",
+            "cuda:0 H200 (150.0 GB), cpu (8 threads)",
         ),
         (
             {"gpus": [], "built": None, "mps": False, "threads": 2},

@@ -38,6 +38,7 @@ from sae_lens_crosscoder.joint_model import JointModel
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.training.checkpoints import AUTO, RUN, check_checkpoint, is_finished, newest_whole_checkpoint
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.needs import check_needs
 from sae_lens_crosscoder.training.parent import Parent, load_parent, load_training_sae
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
@@ -91,6 +92,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 check_writable(folder)
                 remove_leftovers(folder)
         _choose_checkpoint(cfg)
+        check_needs(cfg)
         if override_model is not None and override_model.sources.unscaled() != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "

@@ -155,6 +155,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return [DatasetConfig(path=self.dataset_path, kind=kind, streaming=self.streaming)]
 
     @property
+    def buffer_tokens(self) -> int:
+        """Tokens whose activations the buffer holds."""
+        return self.n_batches_in_buffer * len(range(self.context_size)[slice(*self.seqpos_slice)])
+
+    @property
     def n_prefetched_batches(self) -> int:
         """Batches that a background thread prepares ahead."""
         return int(self.prefetch_llm_batches)
@@ -176,14 +181,13 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         # Special tokens are each model's own there, so they have no ids in common.
         excludes_own = self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
-        sliced = len(range(self.context_size)[slice(*self.seqpos_slice)])
         return StoreConfig(
             sequence_format=SequenceFormat(
                 self.context_size, self.prepend_bos, self.sequence_separator_token, self.disable_concat_sequences
             ),
             batch_size_tokens=self.train_batch_size_tokens,
             batch_size_prompts=self.store_batch_size_prompts,
-            buffer_tokens=self.n_batches_in_buffer * sliced,
+            buffer_tokens=self.buffer_tokens,
             mix_fraction=self.activations_mixing_fraction,
             dtype=self.dtype,
             buffer_dtype=self.buffer_dtype,
@@ -252,6 +256,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return cls.from_dict(read_config_file(path), new_run=True)
 
     def _dataset_entries(self) -> list[DatasetConfig]:
+        if isinstance(self.datasets, (str, Mapping)) or not isinstance(self.datasets, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"datasets must be a list with one mapping a data set, not {self.datasets!r}.")
         return [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]
 
     def _fill_in_model(self, joint: Sources) -> None:
@@ -383,6 +389,8 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
             f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
         ) from None
     given = {name: value for name, value in values.items() if name != "architecture"}
+    if not isinstance(given.get("metadata", {}), Mapping):
+        raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")
     fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
     return config_class.from_dict({**fields, "architecture": name})
 

@@ -101,7 +101,7 @@ def test_chats_are_told_by_token_role_in_the_table_and_in_the_causal_tests(tmp_p
     groups = ("all", "first ten of an answer", "rest of an answer")
     assert list(table.columns[1:]) == [f"{group}: {way}" for group in groups for way in ("put in", "taken out")]
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["full difference"] == ["100.0%"] * 6
+    assert rows["full difference"] == ["100.0 %"] * 6
     first = found.experiments.sets["first 3 by KL attribution"]
     assert len(first) == 3
     effects = (found.experiments.forward, found.experiments.reverse)

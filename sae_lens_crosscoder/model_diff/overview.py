@@ -54,7 +54,7 @@ def overview(
     figures = [
         KeyFigure("KL per token", f"{divergence.kl['all']:.4f}", f"nats, KL({finetuned} || {base})"),
         *(
-            KeyFigure(f"KL gap closed by {name}", f"{effects['all'].gap_closed:.1%}", f"put into {base}'s run")
+            KeyFigure(f"KL gap closed by {name}", _percent(effects["all"].gap_closed, 1), f"put into {base}'s run")
             for name, effects in experiments.forward.items()
             if name in (RECONSTRUCTION, "first 10 by KL attribution") and "all" in effects
         ),
@@ -75,7 +75,7 @@ def patch_table(base: str, finetuned: str, experiments: Experiments) -> ReportTa
         [
             name,
             *(
-                "–" if math.isnan(closed := effects[name][group].gap_closed) else f"{round(closed, 3) + 0:.1%}"
+                _percent(effects[name][group].gap_closed, 1)
                 for group in groups
                 for effects in (experiments.forward, experiments.reverse)
             ),
@@ -100,7 +100,7 @@ def patch_table(base: str, finetuned: str, experiments: Experiments) -> ReportTa
 
 def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
     def closed(effects: dict[str, PatchEffect]) -> str:
-        return f"{round(effects['all'].gap_closed, 2) + 0:.0%}"  # + 0, so that it never says "-0%"
+        return _percent(effects["all"].gap_closed, 0)
 
     parts = [
         f"{name} {closed(effects)} (taken out of {finetuned} again: {closed(experiments.reverse[name])})"
@@ -111,3 +111,9 @@ def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
         f"Put into {base}'s run, which {finetuned} then continues, these close of the KL gap (the {EVERYTHING} closes "
         f"100 %): {'; '.join(parts)}."
     )
+
+
+def _percent(share: float, n_digits: int) -> str:
+    if math.isnan(share):
+        return "–"
+    return f"{round(100 * share, n_digits) + 0:.{n_digits}f} %"  # + 0, so that it never says "-0 %"

@@ -25,7 +25,6 @@ from sae_lens.saes.sae import (
 )
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.types import DataProvider
 from sae_lens.util import (
     extract_layer_from_tlens_hook_name,
@@ -45,7 +44,6 @@ __all__ = [
     "DataProvider",
     "EvalConfig",
     "JumpReLU",
-    "PrefetchingIterator",
     "SAETrainerConfig",
     "Step",
     "TrainCoefficientConfig",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import traceback
@@ -118,9 +120,8 @@ def test_a_fault_in_the_thread_comes_where_it_would_come_without_one_and_with_it
     without = breaking_store(after=5)
     n_before = 0
     with pytest.raises(Broken):
-        while True:
-            next(without)
-            n_before += 1
+        for n_before, _ in enumerate(without, start=1):  # noqa: B007
+            pass
     batches = TrainingBatches(breaking_store(after=5), in_background=True)
     try:
         assert len(list(islice(batches, n_before))) == n_before
@@ -135,16 +136,16 @@ def test_a_fault_in_the_thread_comes_where_it_would_come_without_one_and_with_it
 
 
 def test_whoever_waits_for_a_batch_can_be_interrupted(monkeypatch: pytest.MonkeyPatch):
-    import signal
-
     store = paired_store()
     holds = threading.Event()
     monkeypatch.setattr(store, "add_pass", lambda is_stopped: holds.wait(20))
     batches = TrainingBatches(store, in_background=True)
-    timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         next(batches)
+    assert time.monotonic() - began < 10
     timer.join()
     holds.set()
     batches.close()

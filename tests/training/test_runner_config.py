@@ -274,12 +274,12 @@ def test_a_path_to_cached_activations_counts_only_if_they_are_used(tmp_path: Pat
     assert (
         run_config(standard_config(), cached_activations_path=path).store_config(None).cached_activations_path is None
     )
-    with pytest.raises(NotFoundError, match="is no cache of activations: it has no cache.json"):
+    with pytest.raises(NotFoundError, match=r"is no cache of activations: it has no cache\.json"):
         run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
     with pytest.raises(NotFoundError, match="There is no cache of activations at nowhere"):
         run_config(standard_config(), cached_activations_path="nowhere", use_cached_activations=True)
     (tmp_path / "dataset_info.json").write_text("{}")
-    with pytest.raises(ConfigError, match="written by SAELens's CacheActivationsRunner.*sae-lens-crosscoder cache"):
+    with pytest.raises(ConfigError, match=r"written by SAELens's CacheActivationsRunner.*sae-lens-crosscoder cache"):
         run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
 
 

@@ -116,22 +116,20 @@ class CacheDescription:
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged: {error!r}. {make}") from error
 
-    def save(self, folder: Path) -> None:
-        """Write `cache.json`, or check that it says the same if it is there.
+    def check_continues(self, folder: Path) -> None:
+        """Whether a writer of this cache may write to a folder: one that holds none, or part of the same.
 
         Raises:
-            ConfigError: It says something else; the message names the fields.
+            ConfigError: It holds a cache of something else; the message names the fields.
         """
-        if not (folder / DESCRIPTION_FILENAME).exists():
-            write_json(folder / DESCRIPTION_FILENAME, {"format": _FORMAT, **dataclasses.asdict(self)})
-        there = CacheDescription.load(folder)
-        _raise_if_different(
-            folder,
-            dataclasses.asdict(there),
-            dataclasses.asdict(self),
-            "this command",
-            "Call it as the cache was begun, or with another --out.",
-        )
+        if (folder / DESCRIPTION_FILENAME).is_file():
+            there = dataclasses.asdict(CacheDescription.load(folder))
+            advice = "Call it as the cache was begun, or with another --out."
+            _raise_if_different(folder, there, dataclasses.asdict(self), "this command", advice)
+
+    def save(self, folder: Path) -> None:
+        """Write `cache.json`. Writers that begin at the same time write the same, or one of them is refused."""
+        write_json(folder / DESCRIPTION_FILENAME, {"format": _FORMAT, **dataclasses.asdict(self)})
 
     def check_readable(self, folder: str | Path, origin: Mapping[str, Any], n_eval_sequences: int) -> None:
         """Whether a run may train on the cache.

@@ -91,7 +91,8 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
     """
     place = Path(folder)
     description = describe_cache(store, request)
-    done = _unbroken(place, description)
+    description.check_continues(place)
+    done = {entry.number for entry in finished(place, description.fingerprint).shards if is_whole(place, entry)}
     _check_room(place, description, len(done))
     description.save(place)
     manifest_file = manifest_path(place, request.rank)
@@ -121,14 +122,6 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
         manifest.ended_at_sequence = n_read
     manifest.save(manifest_file)
     return description
-
-
-def _unbroken(folder: Path, description: CacheDescription) -> set[int]:
-    """The shards that need not be written."""
-    if not folder.is_dir():
-        return set()
-    entries = finished(folder, description.fingerprint).shards if (folder / "cache.json").is_file() else []
-    return {entry.number for entry in entries if is_whole(folder, entry)}
 
 
 def _check_room(folder: Path, description: CacheDescription, n_done: int) -> None:

@@ -27,6 +27,7 @@ from sae_lens_crosscoder.activations.disk_cache.shards import (
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
 from sae_lens_crosscoder.errors import ConfigError, SaveError
 
+CACHE_DTYPES = ("float32", "float64", "bfloat16", "float16")
 _GB = 1e9
 
 
@@ -35,7 +36,7 @@ class CacheRequest:
     """How much is written, and by whom.
 
     Raises:
-        ConfigError: No tokens, or a rank that is none of `world_size`.
+        ConfigError: No tokens, an unknown dtype, or a rank that is none of `world_size`.
     """
 
     n_tokens: int
@@ -54,6 +55,8 @@ class CacheRequest:
     """Size of a shard. Writing takes twice that of memory."""
 
     def __post_init__(self) -> None:
+        if self.dtype not in CACHE_DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} is unknown. Use one of {', '.join(CACHE_DTYPES)}.")
         if self.n_tokens < 1:
             raise ConfigError(f"A cache of {self.n_tokens} tokens holds nothing. Give a positive number.")
         if not 0 <= self.rank < self.world_size:

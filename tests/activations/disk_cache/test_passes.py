@@ -141,9 +141,8 @@ def test_a_thread_that_waits_for_the_cache_can_be_closed(tmp_path: Path):
 def test_a_checkpoint_of_the_models_is_refused_by_a_run_on_a_cache_and_the_other_way_round(tmp_path: Path):
     cache_of(tmp_path / "cache", paired_store())
     stores = [paired_store(), paired_store(cached_activations_path=str(tmp_path / "cache"))]
-    for store, other, words in zip(
-        stores, stores[::-1], ("the models, .* a cache", "a cache, .* the models"), strict=True
-    ):
+    words = ("the models, .* a cache", "a cache, .* the models")
+    for store, other, said in zip(stores, stores[::-1], words, strict=True):
         next(store)
         store.save(str(tmp_path / "state.safetensors"))
         with pytest.raises(ConfigError, match=f"activations came from {said}"):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from common import median_ratio, parse_arguments, report, seconds
 from harvest import CONTEXT, PROMPTS, SHAPES, make_model, paired_store
+from safetensors.torch import load_file
 
 from sae_lens_crosscoder.activations import CacheReader, CacheRequest, write_cache
 from sae_lens_crosscoder.activations.disk_cache.shards import write_shard
@@ -33,15 +34,13 @@ class Files:
         self.folder, self.plain, self.scratch = folder / "cache", folder / "plain", folder / "scratch"
         models = [make_model(*SHAPES["4 layers, width 256"], seed) for seed in range(2)]
         store = paired_store(models, "float32", 8 * PROMPTS * CONTEXT)
-        # 64 MiB a shard, of 1 KiB a token.
-        request = CacheRequest(n_shards * (1 << 16), shard_bytes=(1 << 26) + (1 << 20))
-        self.harvest_seconds = seconds(lambda: write_cache(store, self.folder, request))
+        # 16 MiB a shard, of 1 KiB a token.
+        write_cache(store, self.folder, CacheRequest(n_shards * (1 << 14), shard_bytes=(1 << 24) + (1 << 18)))
         self.contents = [path.read_bytes() for path in sorted(self.folder.glob("shard-*"))]
         self.plain.mkdir()
         for i, content in enumerate(self.contents):
             (self.plain / str(i)).write_bytes(content)
-        tokens = torch.zeros(512, CONTEXT, dtype=torch.int32)
-        self.tensors = {"tokens": tokens, "activations": torch.randn(512 * CONTEXT, 512).bfloat16()}
+        self.tensors = load_file(self.folder / "shard-000000.safetensors")
         self.buffer = torch.empty(PROMPTS * CONTEXT, 512)
         self.bytes = sum(map(len, self.contents))
 
@@ -115,7 +114,7 @@ def measure(n_rounds: int, n_shards: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     options = parse_arguments(__doc__ or "")
-    report(measure(n_rounds=5 if options.quick else 15, n_shards=2 if options.quick else 6), options)
+    report(measure(n_rounds=5 if options.quick else 15, n_shards=4 if options.quick else 16), options)
 
 
 if __name__ == "__main__":

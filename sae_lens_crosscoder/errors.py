@@ -14,6 +14,10 @@ class ConfigError(CrosscoderError, ValueError):
     """A configuration that cannot be run, or that would give wrong results."""
 
 
+class FinishedError(ConfigError):
+    """A run that was started again although it has been finished."""
+
+
 class ShapeError(CrosscoderError, ValueError):
     """Tensors or widths that do not fit together."""
 
@@ -28,6 +32,10 @@ class VocabularyError(SourceError):
 
 class DataError(CrosscoderError, ValueError):
     """A data set that cannot be read as configured, or that is too small."""
+
+
+class DamagedError(DataError):
+    """A file or folder that is not what was written: cut off, changed, or never finished."""
 
 
 class NotFoundError(CrosscoderError, FileNotFoundError):

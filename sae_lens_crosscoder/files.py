@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -20,13 +22,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
 _REFUSED = {*_FULL, *_ELSEWHERE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
+_LEFTOVER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}\.tmp(?P<old>\.old)?")
+"""What `written_aside` calls the folder that it writes, and the one that it replaces."""
+_LEFTOVER_FILE = re.compile(r"\.[0-9a-f]{32}\.tmp")
+"""What `write_file` calls the file that it writes."""
+
 
 @contextmanager
 def written_aside(folder: str | Path) -> Generator[Path]:
     """A temporary folder beside `folder`, which takes its place when the block ends well.
 
     Files of `folder` that the block does not write are taken over. If the block raises (a full disk, say), the
-    temporary folder is removed and `folder` is what it was before.
+    temporary folder is removed and `folder` is what it was before. If the process is killed, `remove_leftovers` puts
+    things right.
 
     Raises:
         SaveError: The system refused a write; the message names the folder and the reason.
@@ -44,15 +52,37 @@ def written_aside(folder: str | Path) -> Generator[Path]:
         with _refusals_named(target):
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
             yield aside
-            for path in aside.rglob("*"):
-                if path.is_file():
-                    _sync(path)
+            for path in (*aside.rglob("*"), aside):
+                _sync(path)
             if fixed:
                 _move_files(aside, target)
             else:
                 _take_place(aside, target)
+            _sync(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what a killed process left of writing `folder`, or folders directly below it.
+
+    Where it was killed between moving the old folder away and the new one in, the old one is put back. No other process
+    may be writing there.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        if _LEFTOVER_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    target = Path(folder).resolve()
+    names = [*(target.parent.glob(f".{glob.escape(target.name)}-*")), *target.glob(".*-*")]
+    leftovers = [(path, match) for path in names if (match := _LEFTOVER.fullmatch(path.name))]
+    for path, match in sorted(leftovers, key=lambda item: item[1]["old"] is None):  # the old folders first
+        if path.parent == target.parent and match["name"] != target.name:
+            continue  # another folder's
+        place = path.with_name(match["name"])
+        if match["old"] and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -135,6 +165,7 @@ def file_written_aside(path: str | Path) -> Generator[Path]:
         yield aside
         _sync(aside)
         aside.replace(target)
+        _sync(target.parent)
     except CrosscoderError:
         raise
     except Exception as error:
@@ -195,5 +226,11 @@ def existing_folder(path: str | Path, what: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have the system write a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

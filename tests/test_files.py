@@ -14,7 +14,7 @@ from sae_lens import SAE
 from safetensors.torch import save_file
 
 from sae_lens_crosscoder.errors import NotFoundError, SaveError
-from sae_lens_crosscoder.files import existing_folder, write_json, written_aside
+from sae_lens_crosscoder.files import existing_folder, remove_leftovers, write_json, written_aside
 
 
 def names(folder: Path) -> list[str]:
@@ -159,3 +159,23 @@ def test_a_missing_folder_is_named_with_those_beside_it(tmp_path: Path):
         existing_folder(tmp_path / "512", "checkpoint")
     with pytest.raises(NotFoundError, match=r"There is no checkpoint at .*deep\.$"):
         existing_folder(tmp_path / "1024" / "x" / "deep", "checkpoint")
+
+
+def test_what_a_killed_process_left_is_removed_and_the_old_folder_put_back(tmp_path: Path):
+    out = tmp_path / "out"
+    (tmp_path / ".out-abcd1234.tmp").mkdir()
+    (tmp_path / ".out-abcd1234.tmp.old").mkdir()
+    (tmp_path / ".out-abcd1234.tmp.old" / "weights").write_text("the old ones")
+    others = [tmp_path / ".out-2-abcd1234.tmp", tmp_path / ".out-abcd1234.txt", tmp_path / "out-abcd1234.tmp"]
+    for other in others:
+        other.mkdir()
+    remove_leftovers(out)
+    assert (out / "weights").read_text() == "the old ones"
+    assert sorted(tmp_path.iterdir()) == sorted([out, *others])
+    (out / ".640-abcd1234.tmp").mkdir()
+    (out / f".{'0f' * 16}.tmp").touch()
+    (out / ".mine.tmp").touch()
+    (tmp_path / ".out-abcd1234.tmp.old").mkdir()  # the new one had taken its place
+    remove_leftovers(out)
+    assert sorted(p.name for p in out.iterdir()) == [".mine.tmp", "weights"]
+    assert sorted(tmp_path.iterdir()) == sorted([out, *others])

@@ -13,6 +13,8 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.streams import Handover, on_device
 from sae_lens_crosscoder.errors import ConfigError
 
+_PIECE = 1 << 16
+
 
 class ShuffleBuffer:
     """Serves batches from a pool that is refilled when it runs low.
@@ -159,26 +161,31 @@ class ShuffleBuffer:
             "buffer_added": torch.cat([self.order[:0], *self.added]),
             "buffer_n_added": torch.tensor([len(rows) for rows in self.added], dtype=torch.long),
             "buffer_n_batches_ready": torch.tensor(self.n_batches_ready),
+            "buffer_n_tokens": torch.tensor(self.n_tokens),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore what `state_dict` gave; rows may be added in passes of another size, and further ahead.
 
         Raises:
             ConfigError: The state is that of a buffer of another size, width or dtype.
         """
-        pool = state["buffer_pool"]
-        if pool.shape != self.pool.shape or pool.dtype != self.pool.dtype:
+        pool, n_tokens = state["buffer_pool"], int(state["buffer_n_tokens"])
+        rows = torch.cat([state["buffer_order"], state["buffer_added"]])
+        if (n_tokens, pool.shape[1], pool.dtype) != (self.n_tokens, self.pool.shape[1], self.pool.dtype):
             raise ConfigError(
-                f"The checkpoint's activation buffer is {tuple(pool.shape)} {pool.dtype}, this run's is "
-                f"{tuple(self.pool.shape)} {self.pool.dtype}. Resume with the checkpoint's n_batches_in_buffer, "
-                "context_size, store_batch_size_prompts, prefetch_llm_batches, buffer_dtype and sources."
+                f"The checkpoint's activation buffer holds {n_tokens} tokens {pool.shape[1]} wide in {pool.dtype}, "
+                f"this run's {self.n_tokens} tokens {self.pool.shape[1]} wide in {self.pool.dtype}. Resume with the "
+                "checkpoint's n_batches_in_buffer, context_size, buffer_dtype and sources."
             )
-        self.pool.copy_(pool)
-        self.order = state["buffer_order"].clone()
-        self.added = deque(state["buffer_added"].clone().split(state["buffer_n_added"].tolist()))
-        held = torch.zeros(len(self.pool), dtype=torch.bool)
-        held[self.order] = True
-        held[state["buffer_added"]] = True
-        self.free = (~held).nonzero().flatten()
+        if len(rows) > len(self.pool):  # it was saved by a run that harvests further ahead
+            self.pool = self.pool.new_empty(len(rows), pool.shape[1])
+        # Piece by piece: the state may be a file that is mapped to memory.
+        for start in range(0, len(rows), _PIECE):
+            piece = rows[start : start + _PIECE]
+            self.pool[start : start + len(piece)] = pool[piece].to(self.pool.device)
+        lengths = [len(state["buffer_order"]), *state["buffer_n_added"].tolist()]
+        self.order, *added = torch.arange(len(rows)).split(lengths)
+        self.added = deque(added)
+        self.free = torch.arange(len(rows), len(self.pool))
         self.n_batches_ready = int(state["buffer_n_batches_ready"])

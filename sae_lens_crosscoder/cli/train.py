@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.cli.run_config import add_run_config, run_config
+from sae_lens_crosscoder.errors import FinishedError
 
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
@@ -30,12 +31,23 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("train", help="train a crosscoder", description=_DESCRIPTION)
     add_run_config(parser)
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="go on from a checkpoint; auto: from the newest undamaged one of this configuration, if there is one",
+    )
     parser.runs(_train, takes_fields=True)
 
 
 def _train(options: Namespace) -> None:
     from sae_lens_crosscoder.training import CrosscoderTrainingRunner
 
-    cfg = run_config(options)
-    CrosscoderTrainingRunner(cfg).run()
+    cfg = run_config(options, **({} if options.resume is None else {"resume_from_checkpoint": options.resume}))
+    try:
+        CrosscoderTrainingRunner(cfg).run()
+    except FinishedError as error:
+        if options.resume is None:
+            raise
+        print(error)  # whoever restarts a job until it is done must see that it is
+        return
     print(f"The crosscoder is in {cfg.output_path}.")

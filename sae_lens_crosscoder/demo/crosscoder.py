@@ -66,6 +66,7 @@ def crosscoder_run(
         seed=pair.config.seed,
         checkpoint_path=None,
         output_path=str(out),
+        overwrite_output=True,
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
         **fields,

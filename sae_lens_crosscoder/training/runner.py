@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import signal
 import threading
 from collections.abc import Generator, Mapping
@@ -24,21 +25,26 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import (
     ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
     SPARSITY_FILENAME,
-    TRAINER_STATE_FILENAME,
     ActivationScaler,
 )
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, FinishedError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
-from sae_lens_crosscoder.files import check_writable, existing_folder, write_json, written_aside
+from sae_lens_crosscoder.files import check_writable, existing_folder, remove_leftovers, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
+from sae_lens_crosscoder.manifest import write_manifest
+from sae_lens_crosscoder.training.checkpoints import AUTO, RUN, check_checkpoint, is_finished, newest_whole_checkpoint
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.needs import check_needs
 from sae_lens_crosscoder.training.parent import Parent, load_parent, load_training_sae
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
+
+logger = logging.getLogger(__name__)
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -80,11 +86,13 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
     ) -> None:
         # SAELens's __init__ builds its own store and evaluator, so it is not called.
         self.cfg = cfg
-        if cfg.resume_from_checkpoint is not None:
-            _check_checkpoint(cfg.resume_from_checkpoint)
+        self._run = cfg.fingerprint
         for folder in (cfg.output_path, cfg.checkpoint_path):
             if folder is not None:
                 check_writable(folder)
+                remove_leftovers(folder)
+        _choose_checkpoint(cfg)
+        check_needs(cfg)
         if override_model is not None and override_model.sources.unscaled() != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "
@@ -155,6 +163,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 sparsity |= {name: tensor.cpu() for name, tensor in sae.left_out_of_inference().items()}
             save_file(sparsity, aside / SPARSITY_FILENAME)
             write_json(aside / RUNNER_CFG_FILENAME, self.cfg.to_dict())
+            write_manifest(aside, **{RUN: self._run})
         if self.cfg.logger.log_to_wandb:
             # After the files are in place: whatever W&B raises, the crosscoder is saved.
             self.cfg.logger.log(
@@ -219,6 +228,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             evaluator=self.evaluator,
             save_run_state=save_run_state,
             log_folder=None if self.cfg.output_path is None else Path(self.cfg.output_path),
+            run=self._run,
+            n_kept_checkpoints=self.cfg.n_kept_checkpoints,
         )
         return CrosscoderTrainer(self.cfg.to_sae_trainer_config(), self.sae, parts)
 
@@ -272,14 +283,33 @@ def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
         sae.cfg.metadata[name] = value
 
 
-def _check_checkpoint(path: str) -> None:
-    folder = existing_folder(path, "checkpoint")
-    missing = [n for n in (ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME) if not (folder / n).is_file()]
-    if missing:
-        raise NotFoundError(
-            f"{folder} is no checkpoint to resume from: it lacks {' and '.join(missing)}. Checkpoints are the folders "
-            "below checkpoint_path; to train on a finished crosscoder use from_pretrained_path."
-        )
+def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any]) -> None:
+    """Fill in the checkpoint that "auto" stands for; raise if the run is finished or would replace another's output."""
+    output = None if cfg.output_path is None else Path(cfg.output_path)
+    resumes, auto = cfg.resume_from_checkpoint is not None, cfg.resume_from_checkpoint == AUTO
+    if output is not None and (output / SAE_CFG_FILENAME).is_file() and not cfg.overwrite_output:
+        if is_finished(output, cfg.fingerprint):
+            raise FinishedError(
+                f"The run is finished: {output} holds the crosscoder of this very configuration. Raise training_tokens "
+                "to train on, or set overwrite_output=True to train it once more."
+            )
+        if not resumes or auto:
+            raise ConfigError(
+                f"{output} holds a crosscoder of another run, which would be replaced. Choose another output_path, or "
+                "set overwrite_output=True."
+            )
+    if auto:
+        if cfg.checkpoint_path is None:
+            raise ConfigError(f"resume_from_checkpoint={AUTO!r} looks below checkpoint_path, which is not set. Set it.")
+        found = newest_whole_checkpoint(Path(cfg.checkpoint_path).parent, cfg.fingerprint)
+        if found is None:
+            logger.info("There is no checkpoint of this configuration yet; the run begins.")
+            cfg.resume_from_checkpoint = None
+        else:
+            logger.info("The run goes on from %s.", found)
+            cfg.resume_from_checkpoint, cfg.checkpoint_path = str(found), str(found.parent)
+    elif cfg.resume_from_checkpoint is not None:
+        check_checkpoint(cfg.resume_from_checkpoint)
 
 
 @contextmanager

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
@@ -23,10 +24,17 @@ from sae_lens_crosscoder.fields import checked_fields, read_config_file
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.recipes import recipe_for
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+
+_NO_PART_OF_THE_RESULT = {
+    *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
+    *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
+    *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
+}
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
 
@@ -73,6 +81,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     max_activation_norm_multiple: float | None = None
     """Drop tokens whose activation norm, in any source, is above this multiple of the median; None keeps all."""
 
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder to go on from as if unbroken, or "auto": the newest undamaged one below `checkpoint_path` of
+    the same configuration, or a new run if there is none."""
+
+    n_kept_checkpoints: int | None = None
+    """How many checkpoints to keep, the newest; older ones are removed when a new one is whole. None keeps all."""
+
+    overwrite_output: bool = False
+    """Whether a crosscoder that is in `output_path` already may be replaced."""
+
     context_size: int = 1024
     """Tokens of a sequence."""
 
@@ -89,16 +107,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     """Batches that the activation scales are estimated on, before training."""
 
     prefetch_llm_batches: bool | int | None = None
-    """Run the models (or read the cache) in a thread of its own while the crosscoder trains, up to as many batches of
-    store_batch_size_prompts ahead beside those that take the room of trained tokens. The tokens and their order do not
-    change. 0 does not; None is 1 where activations are on CUDA and 0 elsewhere."""
+    """Run the models (or read the cache) in a thread while the crosscoder trains, this many batches of
+    store_batch_size_prompts further ahead than the room of trained tokens allows. Batches stay the same. 0 uses no
+    thread; None is 1 where activations are on CUDA and 0 elsewhere."""
 
     use_cached_activations: bool = False
     """Train on the cache of joint activations at `cached_activations_path` in place of running the models."""
 
     cached_activations_path: str | None = None
-    """Folder that `sae-lens-crosscoder cache` wrote, or is still writing: the run waits for what is missing. Training
-    goes through it as often as training_tokens asks for, each time in another order."""
+    """Folder that `sae-lens-crosscoder cache` wrote or is writing: the run waits for what is missing. Training goes
+    through it as often as training_tokens asks for, each time in another order."""
 
     lr: float | None = None
     """Learning rate; None is the recipe's."""
@@ -155,14 +173,24 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     @property
     def sequence_format(self) -> SequenceFormat:
         """How documents become sequences."""
-        return SequenceFormat(
-            self.context_size, self.prepend_bos, self.sequence_separator_token, self.disable_concat_sequences
-        )
+        separator, alone = self.sequence_separator_token, self.disable_concat_sequences
+        return SequenceFormat(self.context_size, self.prepend_bos, separator, alone)
 
     @property
-    def _excludes_own_special_tokens(self) -> bool:
-        # Special tokens are each model's own there, so they have no ids in common.
+    def _excludes_own_special_tokens(self) -> bool:  # which have no ids in common
         return self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
+
+    @property
+    def buffer_tokens(self) -> int:
+        """Tokens whose activations the buffer holds."""
+        return self.n_batches_in_buffer * len(range(self.context_size)[slice(*self.seqpos_slice)])
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for runs that give the same crosscoder. Where files lie, what is logged and devices are left out."""
+        values = {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_THE_RESULT}
+        values["sae"] = {name: value for name, value in values["sae"].items() if name not in ("device", "metadata")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def store_config(self, tokenizer: Any) -> StoreConfig:
         """How the store harvests, drops and shuffles.
@@ -173,12 +201,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         assert self.train_batch_size_tokens is not None  # the recipe filled it in
         excludes_own = self._excludes_own_special_tokens
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
-        sliced = len(range(self.context_size)[slice(*self.seqpos_slice)])
         return StoreConfig(
             sequence_format=self.sequence_format,
             batch_size_tokens=self.train_batch_size_tokens,
             batch_size_prompts=self.store_batch_size_prompts,
-            buffer_tokens=self.n_batches_in_buffer * sliced,
+            buffer_tokens=self.buffer_tokens,
             mix_fraction=self.activations_mixing_fraction,
             dtype=self.dtype,
             buffer_dtype=self.buffer_dtype,
@@ -247,6 +274,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return cls.from_dict(read_config_file(path), new_run=True)
 
     def _dataset_entries(self) -> list[DatasetConfig]:
+        if isinstance(self.datasets, (str, Mapping)) or not isinstance(self.datasets, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"datasets must be a list with one mapping a data set, not {self.datasets!r}.")
         return [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]
 
     def _fill_in_model(self, joint: Sources) -> None:
@@ -305,11 +334,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             raise ConfigError(f"training_tokens={self.training_tokens} must be positive.")
 
     def _check_cache(self, joint: Sources) -> None:
-        """Refuse a cache of another configuration here, before models are loaded."""
-        assert self.cached_activations_path is not None  # SAELens filled it in
-        excludes_own = self._excludes_own_special_tokens
+        # Refused here, before models are loaded.
+        path, excludes_own = str(self.cached_activations_path), self._excludes_own_special_tokens
         origin = origin_of(joint, self.dataset_configs, self.sequence_format, self.autocast_lm, excludes_own)
-        CacheDescription.load(self.cached_activations_path).check_readable(self.cached_activations_path, origin, 0)
+        CacheDescription.load(path).check_readable(path, origin, 0)
 
     def _check_values(self) -> None:
         for name in ("dtype", "buffer_dtype"):
@@ -352,20 +380,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             self.sae.check_batch_size(self.train_batch_size_tokens)
 
 
-def check_device(name: str | None, field: str = "device") -> None:
-    """Raises:
-    ConfigError: The device is unknown, or a GPU that is not there.
-    """
-    if name is None or name == "with_model":
-        return
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{field}={name!r} is no device: {first_line(error)}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{field}={name!r}, but torch finds no CUDA device. Use 'cpu', or a CUDA build of torch.")
-
-
 def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
     """The training configuration of an architecture from its fields.
 
@@ -380,5 +394,7 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
             f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
         ) from None
     given = {name: value for name, value in values.items() if name != "architecture"}
+    if not isinstance(given.get("metadata", {}), Mapping):
+        raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")
     fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
     return config_class.from_dict({**fields, "architecture": name})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from sae_lens_crosscoder.files import write_file
 
 
 class StepTable:
@@ -44,16 +47,16 @@ class StepTable:
 
     def _begin(self, path: Path, columns: list[str]) -> TextIO:
         """Open the file and write what stands before the first new row."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, str]] = []
         self._columns = ["step", *sorted(name for name in columns if name != "step")]
         if self._n_steps_done > 0 and path.is_file():
-            with path.open(newline="") as earlier:
-                reader = csv.DictReader(earlier)
-                kept = [row for row in reader if int(row["step"]) <= self._n_steps_done]
-                self._columns = list(reader.fieldnames or self._columns)
-        file = path.open("w", newline="")
-        writer = csv.DictWriter(file, self._columns)
+            whole, _, _ = path.read_text().rpartition("\n")  # a killed process may have left half a line
+            reader = csv.DictReader(whole.splitlines())
+            kept = [row for row in reader if int(row["step"]) <= self._n_steps_done]
+            self._columns = list(reader.fieldnames or self._columns)
+        begin = io.StringIO()
+        writer = csv.DictWriter(begin, self._columns)
         writer.writeheader()
         writer.writerows(kept)
-        return file
+        write_file(path, begin.getvalue().encode())
+        return path.open("a", newline="")

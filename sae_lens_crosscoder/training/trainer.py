@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import SPARSITY_FILENAME, ActivationScaler, SAETrainerConfig, TrainStepOutput
-from sae_lens_crosscoder.errors import ConfigError, DivergedError, TrainingInterrupted
+from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInterrupted
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
+from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
 
@@ -52,6 +54,12 @@ class TrainerParts:
 
     log_folder: Path | None = None
     """Folder of `training_curve.csv` and `evaluations.csv`; None writes neither."""
+
+    run: str = ""
+    """Fingerprint of the configuration, by which checkpoints know their run."""
+
+    n_kept_checkpoints: int | None = None
+    """How many checkpoints to keep; None keeps all."""
 
 
 class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
@@ -136,6 +144,9 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.save_trainer_state(folder)
             if self.parts.save_run_state is not None:
                 self.parts.save_run_state(folder)
+            write_manifest(folder, **{RUN: self.parts.run})
+        if self.parts.n_kept_checkpoints is not None:
+            remove_all_but(self.parts.n_kept_checkpoints, target.parent)
         if self.cfg.logger.log_to_wandb:
             # After the files are in place: whatever W&B raises, the checkpoint is whole.
             self.cfg.logger.log(
@@ -152,11 +163,11 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
         Raises:
             NotFoundError: There is no such folder.
-            ConfigError: The checkpoint is that of a finished run.
+            FinishedError: The checkpoint is that of a finished run.
         """
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
         if self.n_training_samples >= self.cfg.total_training_samples:
-            raise ConfigError(
+            raise FinishedError(
                 f"The checkpoint {checkpoint_path} has seen {self.n_training_samples} tokens, the run is to see "
                 f"{self.cfg.total_training_samples}: it is finished. Raise training_tokens to train on."
             )

@@ -20,7 +20,7 @@ from helpers import (
 
 from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, DatasetConfig, PairedActivationsStore
 from sae_lens_crosscoder.activations import CacheRequest, write_cache
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, TrainingInterrupted
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, FinishedError, NotFoundError, TrainingInterrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
 
@@ -124,6 +124,12 @@ def test_a_run_that_ends_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: 
     assert threads() == []
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_a_resumed_run_sees_exactly_the_tokens_of_an_unbroken_one(
     float64: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +166,69 @@ def test_resuming_a_finished_run_says_that_it_is_finished(tmp_path: Path) -> Non
     data: Dataset = token_dataset()
     CrosscoderTrainingRunner(cfg, data, tiny_pair()).run()
     (checkpoint,) = tmp_path.glob("checkpoints/*/final_*")
-    again = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(checkpoint))
-    with pytest.raises(ConfigError, match=r"it is finished. Raise training_tokens"):
+    for fields in ({}, {"resume_from_checkpoint": "auto"}, {"resume_from_checkpoint": str(checkpoint)}):
+        again = run_config(standard_config(), tmp_path, **fields)
+        with pytest.raises(FinishedError, match=r"is finished: .* Raise training_tokens"):
+            CrosscoderTrainingRunner(again, data, tiny_pair())
+    again = run_config(standard_config(), tmp_path / "other", resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(FinishedError, match=r"is finished. Raise training_tokens"):
         CrosscoderTrainingRunner(again, data, tiny_pair()).run()
+
+
+def test_a_crosscoder_is_replaced_only_when_asked_to(tmp_path: Path) -> None:
+    CrosscoderTrainingRunner(run_config(standard_config(), tmp_path), token_dataset(), tiny_pair()).run()
+    before = (tmp_path / "output" / "sae_weights.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds a crosscoder of another run, which would be replaced"):
+        CrosscoderTrainingRunner(run_config(standard_config(), tmp_path, lr=1e-2), token_dataset(), tiny_pair())
+    assert (tmp_path / "output" / "sae_weights.safetensors").read_bytes() == before
+    cfg = run_config(standard_config(), tmp_path, lr=1e-2, overwrite_output=True)
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+    assert (tmp_path / "output" / "sae_weights.safetensors").read_bytes() != before
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    cfg = run_config(standard_config(), tmp_path, n_checkpoints=4, n_kept_checkpoints=2, save_final_checkpoint=True)
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+    assert sorted(p.name for p in tmp_path.glob("checkpoints/*/*")) == ["512", "640", "final_768"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("trainer_state.pt", lambda path: path.write_bytes(path.read_bytes()[:-7])),
+        ("sae_weights.safetensors", lambda path: flip_a_bit(path)),
+        ("activations_store_state.safetensors", lambda path: path.unlink()),
+        ("manifest.json", lambda path: path.unlink()),
+        ("manifest.json", lambda path: path.write_text("[]")),
+    ],
+    ids=["cut off", "one bit", "missing", "no manifest", "other manifest"],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, damage: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 10)
+        cfg = run_config(standard_config(), tmp_path, n_checkpoints=4)
+        with pytest.raises(TrainingInterrupted):
+            CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+    newest, before = (next(tmp_path.glob(f"checkpoints/*/{n}")) for n in (640, 512))
+    damage(newest / name)
+    cfg = run_config(standard_config(), tmp_path, resume_from_checkpoint=str(newest))
+    with pytest.raises((DamagedError, NotFoundError), match=r"checkpoint|Resume from an earlier"):
+        CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair())
+    cfg = run_config(standard_config(), tmp_path, resume_from_checkpoint="auto")
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair())
+    assert cfg.resume_from_checkpoint == str(before)
+    assert str(newest) in caplog.text
+
+
+def test_resuming_automatically_begins_anew_where_there_is_no_checkpoint_of_the_configuration(tmp_path: Path) -> None:
+    cfg = run_config(standard_config(), tmp_path / "a", n_checkpoints=2)
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+    other = run_config(
+        standard_config(), tmp_path / "a", lr=5e-4, resume_from_checkpoint="auto", output_path=str(tmp_path / "b")
+    )
+    CrosscoderTrainingRunner(other, token_dataset(), tiny_pair())
+    assert other.resume_from_checkpoint is None
+    with pytest.raises(ConfigError, match="looks below checkpoint_path, which is not set"):
+        CrosscoderTrainingRunner(run_config(standard_config(), resume_from_checkpoint="auto"))

@@ -44,6 +44,7 @@ def test_a_run_leaves_a_stock_sae_its_metrics_its_curve_and_its_configuration(tm
     out = tmp_path / "output"
     assert sorted(path.name for path in out.iterdir()) == [
         "cfg.json",
+        "manifest.json",
         "metrics.json",
         "runner_cfg.json",
         "sae_weights.safetensors",
@@ -132,6 +133,7 @@ def test_checkpoints_are_whole_and_as_many_as_asked(tmp_path: Path):
             "activation_scaler.json",
             "activations_store_state.safetensors",
             "cfg.json",
+            "manifest.json",
             "runner_cfg.json",
             "sae_weights.safetensors",
             "sparsity.safetensors",

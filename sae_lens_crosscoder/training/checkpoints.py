@@ -1,0 +1,99 @@
+"""The checkpoints of a run: which of them are whole, which is the newest, and which are kept."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+
+from sae_lens_crosscoder._saelens import ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens_crosscoder.errors import DamagedError, NotFoundError
+from sae_lens_crosscoder.files import existing_folder, remove_leftovers
+from sae_lens_crosscoder.manifest import check_manifest, read_manifest
+
+AUTO = "auto"
+"""Value of `resume_from_checkpoint` that stands for the newest whole checkpoint of the same configuration."""
+RUN = "run"
+"""What the manifest of a checkpoint, and of a finished crosscoder, calls the fingerprint of the configuration."""
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints directly in a folder, the one with the most tokens first; those of finished runs are left out."""
+    numbered = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(numbered, key=lambda path: int(path.name), reverse=True)
+
+
+def newest_whole_checkpoint(root: Path, run: str) -> Path | None:
+    """The checkpoint of a configuration that has seen the most tokens and is undamaged.
+
+    Damaged ones are named in the log and passed over.
+
+    Args:
+        root: The folder above the folders of runs, which SAELens names by a unique id.
+        run: Fingerprint of the configuration.
+
+    Returns:
+        Its folder, or None if there is none of this configuration.
+    """
+    remove_leftovers(root)
+    candidates: list[Path] = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_dir():
+            remove_leftovers(folder)
+            candidates += checkpoints_in(folder)
+    for candidate in sorted(candidates, key=_age):
+        try:
+            if read_manifest(candidate).get(RUN) != run:
+                continue
+            check_manifest(candidate)
+        except DamagedError as error:
+            logger.warning("Passed over: %s", error)
+            continue
+        return candidate
+    return None
+
+
+def _age(checkpoint: Path) -> tuple[int, float]:
+    return (-int(checkpoint.name), -checkpoint.stat().st_mtime)
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Raises:
+    NotFoundError: There is no checkpoint to resume from at the path.
+    DamagedError: There is one, but it is not what was written.
+    """
+    folder = existing_folder(path, "checkpoint")
+    missing = [n for n in (ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME) if not (folder / n).is_file()]
+    if missing:
+        raise NotFoundError(
+            f"{folder} is no checkpoint to resume from: it lacks {' and '.join(missing)}. Checkpoints are the folders "
+            "below checkpoint_path; to train on a finished crosscoder use from_pretrained_path."
+        )
+    try:
+        check_manifest(folder)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error} Resume from an earlier checkpoint; resume_from_checkpoint='{AUTO}' takes the newest whole one."
+        ) from error
+
+
+def remove_all_but(n_kept: int, folder: Path) -> None:
+    """Remove all checkpoints in a folder but the newest.
+
+    Each is moved away before it is removed, so that none is ever there by half.
+    """
+    for checkpoint in checkpoints_in(folder)[n_kept:]:
+        aside = checkpoint.with_name(f".{checkpoint.name}-{uuid.uuid4().hex[:8]}.tmp")
+        checkpoint.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_finished(output: Path, run: str) -> bool:
+    """Whether a folder holds the whole crosscoder of a configuration."""
+    try:
+        return check_manifest(output).get(RUN) == run
+    except DamagedError:
+        return False

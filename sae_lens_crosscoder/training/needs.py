@@ -1,0 +1,112 @@
+"""The memory and disk that a run takes at least, told before it starts and refused where they are not there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.resources import available_memory, free_disk, in_gb
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+
+_COPIES = 4  # weights, their gradients and Adam's two moments
+
+
+@dataclass(frozen=True)
+class RunNeeds:
+    """What a run takes beside its models and the working memory of a step, in bytes."""
+
+    weights: int
+    """The dictionary's weights."""
+
+    buffer: int
+    """The buffer of activations."""
+
+    batch: int
+    """One training batch."""
+
+    checkpoints: int
+    """How many checkpoints are on disk at once, at most: those kept and the one being written."""
+
+    @property
+    def training(self) -> int:
+        """Memory of weights, gradients and Adam's moments, and of a batch with its reconstruction and residual."""
+        return _COPIES * self.weights + 3 * self.batch
+
+    @property
+    def checkpoint(self) -> int:
+        """Disk of one checkpoint: weights, Adam's moments, and the buffer, which makes resuming exact."""
+        return 3 * self.weights + self.buffer
+
+    @classmethod
+    def of(cls, cfg: CrosscoderRunnerConfig[Any]) -> RunNeeds:
+        """The needs of a run."""
+        sae = cfg.sae
+        assert cfg.train_batch_size_tokens is not None
+        n_weights = 2 * sae.d_in * sae.d_sae + sae.d_in + sae.d_sae
+        row = sae.d_in * _itemsize(cfg.buffer_dtype or cfg.dtype)
+        kept = cfg.n_checkpoints if cfg.n_kept_checkpoints is None else cfg.n_kept_checkpoints + 1
+        planned = min(cfg.n_checkpoints, kept)
+        return cls(
+            weights=n_weights * _itemsize(sae.dtype),
+            buffer=cfg.buffer_tokens * row,
+            batch=cfg.train_batch_size_tokens * sae.d_in * _itemsize(sae.dtype),
+            checkpoints=0 if cfg.checkpoint_path is None else planned + int(cfg.save_final_checkpoint),
+        )
+
+
+def check_needs(cfg: CrosscoderRunnerConfig[Any]) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        ConfigError: A device has less memory free than the dictionary and the buffer take, or a disk less room than
+            the checkpoints and the result; the message holds the numbers and the fields that lower them.
+    """
+    needs = RunNeeds.of(cfg)
+    on_device: dict[str, int] = defaultdict(int)
+    on_device[cfg.device] += needs.training
+    on_device[cfg.act_store_device or cfg.device] += needs.buffer
+    for device, wanted in on_device.items():
+        free = available_memory(device)
+        if wanted > free:
+            raise ConfigError(
+                f"The run takes at least {in_gb(wanted)} of memory on {device}, where {in_gb(free)} are free: weights, "
+                f"gradients and Adam's moments have {in_gb(_COPIES * needs.weights)}, the buffer has "
+                f"{in_gb(needs.buffer)}, and the models come on top. Lower d_sae, n_batches_in_buffer or context_size, "
+                "or set buffer_dtype='bfloat16'."
+            )
+    _check_disk(cfg, needs)
+
+
+def _check_disk(cfg: CrosscoderRunnerConfig[Any], needs: RunNeeds) -> None:
+    on_disk: dict[int, int] = defaultdict(int)
+    places: dict[int, str] = {}
+    for path, wanted in (
+        (cfg.checkpoint_path, needs.checkpoints * needs.checkpoint),
+        (cfg.output_path, needs.weights),
+    ):
+        if path is not None and wanted:
+            device = _file_system(path)
+            on_disk[device] += wanted
+            places[device] = path
+    for device, wanted in on_disk.items():
+        free = free_disk(places[device])
+        if wanted > free:
+            raise ConfigError(
+                f"The run writes up to {in_gb(wanted)} to the disk of {places[device]}, where {in_gb(free)} are free: "
+                f"{needs.checkpoints} checkpoints of {in_gb(needs.checkpoint)} and the crosscoder. Make room, choose "
+                "another checkpoint_path, or lower n_checkpoints or n_kept_checkpoints."
+            )
+
+
+def _file_system(path: str) -> int:
+    folder = Path(path).resolve()
+    return next(place for place in (folder, *folder.parents) if place.exists()).stat().st_dev
+
+
+def _itemsize(dtype: str) -> int:
+    return getattr(torch, dtype.removeprefix("torch.")).itemsize

@@ -116,7 +116,8 @@ def test_a_run_that_ends_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: 
     def broken(*_: Any) -> None:
         raise MemoryError("of the models")
 
-    runner = CrosscoderTrainingRunner(cfg, token_dataset(90), tiny_pair())
+    again = run_config(batchtopk_config(), tmp_path / "again", prefetch_llm_batches=2)
+    runner = CrosscoderTrainingRunner(again, token_dataset(90), tiny_pair())
     monkeypatch.setattr(PairedActivationsStore, "harvest", broken)
     with pytest.raises(MemoryError, match="of the models") as caught:
         runner.run()

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def data(models: Path) -> str:
+    return json.dumps([{"path": str(models / "data"), "label": "words"}])
+
+
 def train_arguments(models: Path, out: Path) -> list[str]:
     sources = [
         f"--source=label={label},model_name={models / label},hook_name=transformer.h.0,d_in=16,"
@@ -53,7 +58,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
     ]
 
 
-def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
+def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "crosscoder"
@@ -64,7 +69,7 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     assert again["l0"] == trained["l0"]
     assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
     for flags in (
-        ["--decoder-only"],
+        ["--decoder-only", "--finetuned", "base"],
         ["--budget-tokens", "640", "--kl-budget-tokens", "320", "--causal-budget-tokens=64"],
     ):
         folder = tmp_path / f"diff{len(flags)}"
@@ -77,6 +82,34 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
         assert len(rows) == 24
         assert {"report.html", "decoder.png"} <= {path.name for path in folder.iterdir()}
     assert "kl_attribution" in rows[0]
+    if find_spec("sae_dashboard") is None:
+        return
+    chosen = ["--top", "3", "--by", "kl_attribution", "--diff", str(folder), "--budget-tokens", "640"]
+    assert cli.main(["dashboard", str(out), *chosen, "--n-latents-per-page", "2", "--datasets", data(models)]) == 0
+    pages = out / "dashboards"
+    assert str(pages / "index.html") in capsys.readouterr().out
+    assert {path.name for path in pages.iterdir()} == {
+        "dashboards.json",
+        "index.html",
+        "latents-0.html",
+        "latents-1.html",
+    }
+    best = sorted(rows, key=lambda row: -float(row["kl_attribution"]))[:3]
+    listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
+    assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
+
+    steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
+    assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-5] == "the owl flies"
+    said = dict(line.strip().split(": ", 1) for line in printed[-4:])
+    assert list(said) == ["base, as it is", "base, steered", "chat, as it is", "chat, steered"]
+    assert said["chat, as it is"] != said["chat, steered"]
+    assert cli.main([*steer, "--remove", "24"]) == cli.EXIT_BAD_INPUT
+    assert "There is no latent 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*steer, "--add", "3"])
+    assert "'3' is not LATENT=ACTIVATION" in capsys.readouterr().err
 
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:
@@ -136,6 +169,8 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
     ("arguments", "message"),
     [
         (["diff", "nowhere"], "There is no crosscoder at nowhere"),
+        (["dashboard", "nowhere"], "Which latents?"),
+        (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
         (["train", "--lr"], "--lr has no value"),

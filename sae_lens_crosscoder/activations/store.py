@@ -26,12 +26,13 @@ from sae_lens_crosscoder.activations.datasets import (
     mixture_weights,
     packed_sequences,
 )
-from sae_lens_crosscoder.activations.disk_cache.description import digest_of_tokens, origin_of
+from sae_lens_crosscoder.activations.disk_cache.description import origin_of
 from sae_lens_crosscoder.activations.disk_cache.passes import CachedPasses
 from sae_lens_crosscoder.activations.disk_cache.reader import CacheReader
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.errors import ConfigError, DataError
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
 Documents = Dataset | IterableDataset
@@ -97,7 +98,7 @@ class PairedActivationsStore(ActivationsStore):
             title: head[: cfg.n_eval_sequences] for title, head in heads.items()
         }
         origin = origin_of(model.sources, datasets, cfg.sequence_format, cfg.autocast_lm, cfg.excludes_special_tokens)
-        self.origin = origin | {"first_sequences": [digest_of_tokens(head[0]) for head in heads.values()]}
+        self.origin = origin | {"first_sequences": [fingerprint({}, [head[0]]) for head in heads.values()]}
         """What the activations depend on, as JSON."""
         reader = None
         if cfg.cached_activations_path is not None:

@@ -11,7 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
-from sae_lens_crosscoder.cli import cache, demo, diff, doctor, evaluate, fields, train
+from sae_lens_crosscoder.cli import (
+    cache,
+    convert,
+    dashboard,
+    demo,
+    diff,
+    doctor,
+    evaluate,
+    fields,
+    load,
+    neuronpedia,
+    publish,
+    steer,
+    train,
+)
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
 from sae_lens_crosscoder.errors import CrosscoderError, TrainingInterrupted
 
@@ -50,6 +64,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
-    for module in (train, cache, evaluate, diff, demo, fields, doctor):
+    reading = (evaluate, diff, steer, dashboard, neuronpedia)
+    for module in (train, cache, *reading, publish, load, convert, demo, fields, doctor):
         module.add(commands)
     return parser, commands.choices

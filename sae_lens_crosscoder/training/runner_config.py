@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, Store
 from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription, origin_of
 from sae_lens_crosscoder.errors import ConfigError, ShapeError, first_line
 from sae_lens_crosscoder.fields import checked_fields, read_config_file
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
@@ -190,7 +189,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         """Equal for runs that give the same crosscoder. Where files lie, what is logged and devices are left out."""
         values = {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_THE_RESULT}
         values["sae"] = {name: value for name, value in values["sae"].items() if name not in ("device", "metadata")}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return fingerprint(values)
 
     def store_config(self, tokenizer: Any) -> StoreConfig:
         """How the store harvests, drops and shuffles.

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from sae_lens_crosscoder._saelens import str_to_dtype
 from sae_lens_crosscoder.activations.datasets import DatasetConfig, SequenceFormat, mixture_weights
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.files import existing_folder, write_json
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.sources import Sources
 
 DESCRIPTION_FILENAME = "cache.json"
@@ -47,11 +45,6 @@ def origin_of(
         "excludes_special_tokens": excludes_special_tokens,
         "autocast_lm": autocast_lm,
     }
-
-
-def digest_of_tokens(tokens: Tensor) -> str:
-    """A checksum of token ids, by which data sets and tokenizers are known to be the same."""
-    return hashlib.sha256(json.dumps(tokens.tolist()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,8 @@ class CacheDescription:
 
     @property
     def fingerprint(self) -> str:
-        """A checksum of the description."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        """A short name for all of it."""
+        return fingerprint(dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path) -> CacheDescription:

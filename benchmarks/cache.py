@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import median_ratio, parse_arguments, report, seconds
-from harvest import CONTEXT, PROMPTS, SHAPES, make_model, paired_store
+from harvest import CONTEXT, PROMPTS, make_model, paired_store
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder.activations import CacheReader, CacheRequest, write_cache
@@ -32,7 +32,7 @@ class Files:
 
     def __init__(self, folder: Path, n_shards: int) -> None:
         self.folder, self.plain, self.scratch = folder / "cache", folder / "plain", folder / "scratch"
-        models = [make_model(*SHAPES["4 layers, width 256"], seed) for seed in range(2)]
+        models = [make_model(1, 256, seed) for seed in range(2)]  # read at the embedding: the models cost nothing
         store = paired_store(models, "float32", 8 * PROMPTS * CONTEXT)
         # 16 MiB a shard, of 1 KiB a token.
         write_cache(store, self.folder, CacheRequest(n_shards * (1 << 14), shard_bytes=(1 << 24) + (1 << 18)))

@@ -68,6 +68,7 @@ class Bench:
             prefetch_llm_batches=int(in_background),
             device=DEVICE,
             output_path=str(Path(folder) / "output"),
+            overwrite_output=True,
             checkpoint_path=None,
             logger=LoggingConfig(log_to_wandb=False, wandb_log_frequency=10),
             verbose=False,

@@ -1,14 +1,13 @@
 # %% [markdown]
 # # 8. A run on Gemma-2-2B base and chat: the configuration, and what it takes
 #
-# This tutorial trains nothing. It writes the configuration of a real run, and computes what it takes in memory, disk and
-# arithmetic from the configuration, the shape of the models, and what this repository's benchmarks measured. Times are
-# **computed, not measured**: they follow from the arithmetic and from an assumed throughput, which is stated.
+# This tutorial trains nothing. It writes the configuration of a real run, and computes what it takes in memory, disk
+# and arithmetic from the configuration, the shape of the models, and what this repository's benchmarks measured. Times
+# are **computed, not measured**: they follow from the arithmetic and from an assumed throughput, which is stated.
 
 # %%
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,8 +23,8 @@ OUT = Path("out")
 # %% [markdown]
 # ## The configuration
 #
-# Layer 13 of both models, half ordinary text and half chats, BatchTopK with k = 100: the setting of Minder et al. (2025).
-# The models are loaded in bfloat16, the buffer is bfloat16, the dictionary float32.
+# Layer 13 of both models, half ordinary text and half chats, BatchTopK with k = 100: the setting of Minder et al.
+# (2025). The models are loaded in bfloat16, the buffer is bfloat16, the dictionary float32.
 
 
 # %%
@@ -56,9 +55,7 @@ def gemma_run(d_sae: int, training_tokens: int) -> CrosscoderRunnerConfig:
 
 cfg = gemma_run(16_384, 100_000_000)
 n_steps = cfg.training_tokens // cfg.train_batch_size_tokens
-print(
-    f"{n_steps:,} steps of {cfg.train_batch_size_tokens:,} tokens, learning rate {cfg.lr}, warm-up {cfg.lr_warm_up_steps}"
-)
+print(f"{n_steps:,} steps of {cfg.train_batch_size_tokens:,} tokens, learning rate {cfg.lr}")
 OUT.mkdir(exist_ok=True)
 (OUT / "gemma.json").write_text(json.dumps(cfg.to_dict(), indent=2, default=str))
 print("On a machine with a GPU: sae-lens-crosscoder train out/gemma.json --device cuda --sae.device cuda --resume auto")
@@ -136,7 +133,8 @@ times = pd.DataFrame(costs).T
 times.round(2)
 
 # %% [markdown]
-# The models dominate a small dictionary, the dictionary a large one. The diff afterwards reads less text but more often:
+# The models cost most beside a small dictionary, the dictionary itself if it is large. The diff afterwards reads less
+# text but more often:
 
 # %%
 diff = DiffConfig()
@@ -157,6 +155,6 @@ minutes.round(2).to_frame()
 assert abs(model_weights / 1e9 - 2.61) < 0.01
 assert memory.sum(axis=1).iloc[0] + 1 < 24 < memory.sum(axis=1).iloc[2] + 1 < 80
 assert times["hours at 300 TFLOP/s"].max() < 24
-assert replace(diff, budget_tokens=1).budget_tokens == 1 and over_floor < 1.2
-assert cfg.train_batch_size_tokens == 2048 and cfg.lr == 1e-4
+assert minutes.sum() < 60
+assert (cfg.train_batch_size_tokens, cfg.lr) == (2048, 1e-4)
 print("All as the text says.")

@@ -160,16 +160,20 @@ def stages() -> None:
 
 
 def report() -> None:
-    """A picture of the report of tutorial 2."""
+    """Two pictures of the report of tutorial 2: its overview, and a text on which the models disagree."""
     from chromium import EXECUTABLE, Chromium
 
     if EXECUTABLE is None:
-        sys.exit("There is no Chromium to take the picture of the report with.")
+        sys.exit("There is no Chromium to take the pictures of the report with.")
+    page = (MADE / "diff" / "report.html").resolve()
     with tempfile.TemporaryDirectory() as profile:
-        browser = Chromium(Path(profile), size=(1180, 760))
+        browser = Chromium(Path(profile), size=(1180, 640))
         try:
-            browser.open((MADE / "diff" / "report.html").resolve())
+            browser.open(page)
             browser.screenshot(PICTURES / "report.png")
+            browser.open(page, "#kl=0")
+            browser.point_at('.token[style*="--strength: 1;"]', click=True)  # where the KL is largest
+            browser.screenshot(PICTURES / "report-kl.png")
         finally:
             browser.close()
 

@@ -57,13 +57,15 @@ print({path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted((OUT 
 
 # %%
 latents = LatentTable.load(OUT / "diff").to_pandas()
-columns = ["latent", "class", "relative_norm", "frequency", "mean_plain", "mean_planted", "kl_attribution"]
+latents = latents.rename(columns={"dataset_0_mean_plain": "mean on plain", "dataset_1_mean_planted": "mean on planted"})
+columns = ["latent", "class", "relative_norm", "cosine", "mean on plain", "mean on planted", "kl_attribution"]
 first = latents.sort_values("kl_attribution", ascending=False).head(10)
 first[[*columns, "kl_attribution_exact"]].round(4)
 
 # %% [markdown]
-# The first latents fire on planted documents much more than on plain ones (`mean_planted` against `mean_plain`), though
-# their decoder norms are shared: fine-tuning turned directions that both models have. Norms alone would not find them.
+# Most of the first latents fire on planted documents much more than on plain ones. Nearly all have shared decoder
+# norms, but a cosine near 0: where they fire, the two models mean different directions. Norms alone would not find
+# them.
 #
 # ## Does it carry the difference? Patch it in
 #
@@ -89,6 +91,7 @@ assert effects["full difference"] > 0.99
 assert effects["first 10 by KL attribution"] > 0.3
 assert abs(effects["10 random active ones"]) < 0.1
 assert effects["reconstruction"] > effects["first 10 by KL attribution"]
-assert (first["mean_planted"] > 2 * first["mean_plain"]).sum() >= 6
-assert found.experiments.attribution.rank_correlation > 0.7
+assert (first["mean on planted"] > 2 * first["mean on plain"]).sum() >= 6
+assert first["cosine"].median() < 0.3 < 0.6 < latents["cosine"].median()
+assert found.experiments.attribution.rank_correlation > 0.4
 print("All as the text says.")

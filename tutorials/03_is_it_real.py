@@ -71,7 +71,9 @@ table.round(2)
 # β = argmin over β of Σ ‖Y − β f d‖²
 #
 # with Y the model's error (with the latent's own part put back), or its reconstruction. ν is the other model's β over
-# its own model's. ν of the error near 0: the other model does not have it. Near 1: it was there and was shrunk away.
+# its own model's. ν of the error at 0: the other model does not have it. Above: it is there, as strong as ν says, and
+# was shrunk away. The planted features are up to four times weaker in one model, so ν of the false ones goes down to
+# about a tenth.
 
 # %%
 points = []
@@ -127,6 +129,7 @@ falls.round(4)
 assert judgements["L1"].false_exclusive_rate > 0.6
 assert judgements["BatchTopK"].false_exclusive_rate < 0.1
 medians = nus.groupby("real")["nu_error"].median()
-assert medians[True] < 0.3 < 0.6 < medians[False]
-assert falls["first 10"].max() > 5 * falls["10 as frequent"].max()
+assert medians[True] < 0.05
+assert nus.loc[nus["real"], "nu_error"].quantile(0.95) < nus.loc[~nus["real"], "nu_error"].quantile(0.05)
+assert falls["first 10"].sum() > 3 * falls["10 as frequent"].abs().sum()
 print("All as the text says.")

@@ -73,7 +73,7 @@ def test_pictures_are_small_enough_for_the_repository() -> None:
 def test_a_page_opens_from_a_folder_in_a_browser_with_its_pictures_and_its_search(site: Path, tmp_path: Path) -> None:
     browser = Chromium(tmp_path / "profile")
     try:
-        browser.open(site / "concepts" / "latent-scaling.html")
+        browser.call("Page.navigate", url=(site / "concepts" / "latent-scaling.html").as_uri())
         browser.wait("document.querySelectorAll('article img').length == 2")
         browser.wait("[...document.querySelectorAll('article img')].every(i => i.complete && i.naturalWidth > 100)")
         assert browser.run("document.querySelector('h1').innerText.includes('Latent scaling')")

@@ -8,7 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from chromium import EXECUTABLE, Chromium
@@ -52,7 +56,9 @@ def test_the_page_of_a_package_shows_all_its_public_names(site: Path, package: s
 
 
 def test_no_page_asks_the_network_for_anything(site: Path) -> None:
-    loaded = re.compile(r"<(?:script|img|link rel=.stylesheet.|iframe)[^>]*(?:src|href)=[\"']?(https?:)?//")
+    loaded = re.compile(
+        r"<(?:script|img|link|iframe)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//|unpkg|jsdelivr|googleapis"
+    )
     found = [page.name for page in site.rglob("*.html") if loaded.search(page.read_text())]
     assert found == []
 
@@ -69,18 +75,50 @@ def test_pictures_are_small_enough_for_the_repository() -> None:
     assert {picture.name: size for picture in pictures if (size := picture.stat().st_size) >= 200_000} == {}
 
 
-@pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium is installed")
-def test_a_page_opens_from_a_folder_in_a_browser_with_its_pictures_and_its_search(site: Path, tmp_path: Path) -> None:
-    browser = Chromium(tmp_path / "profile")
-    try:
-        browser.call("Page.navigate", url=(site / "concepts" / "latent-scaling.html").as_uri())
-        browser.wait("document.querySelectorAll('article img').length == 2")
-        browser.wait("[...document.querySelectorAll('article img')].every(i => i.complete && i.naturalWidth > 100)")
-        assert browser.run("document.querySelector('h1').innerText.includes('Latent scaling')")
-        assert browser.run("getComputedStyle(document.querySelector('.formula')).borderLeftStyle") == "solid"
-        browser.run("document.querySelector('[data-md-component=search-query]').focus()")
-        browser.type("shrinkage")
-        browser.wait("document.querySelectorAll('.md-search-result__item').length > 0")
-        assert [url for url in browser.requests if not url.startswith(("file:", "about:", "data:", "blob:"))] == []
-    finally:
-        browser.close()
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    if EXECUTABLE is None:
+        pytest.skip("no Chromium is installed")
+    opened = Chromium(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served on this machine."""
+
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def _requests_elsewhere(browser: Chromium, own: str) -> list[str]:
+    return [url for url in browser.requests if not url.startswith((own, "about:", "data:", "blob:"))]
+
+
+def test_a_page_opens_from_a_folder_with_its_pictures_and_nothing_from_elsewhere(site: Path, browser: Chromium) -> None:
+    browser.call("Page.navigate", url=(site / "concepts" / "latent-scaling.html").as_uri())
+    browser.wait("document.readyState === 'complete' && document.querySelectorAll('article img').length === 2")
+    browser.wait("[...document.querySelectorAll('article img')].every(i => i.complete && i.naturalWidth > 100)")
+    assert browser.run("document.querySelector('h1').innerText").startswith("Latent scaling")
+    assert browser.run("getComputedStyle(document.querySelector('.formula')).borderLeftStyle") == "solid"
+    assert _requests_elsewhere(browser, "file:") == []
+    assert browser.problems == []
+
+
+def test_the_search_of_the_served_site_finds_a_page(browser: Chromium, address: str) -> None:
+    browser.call("Page.navigate", url=address)
+    browser.wait("document.readyState === 'complete' && document.querySelector('.md-search__input') !== null")
+    browser.run("document.querySelector('.md-search__input').focus()")
+    browser.type("shrinkage")
+    browser.wait(
+        "[...document.querySelectorAll('.md-search-result__link')].some(a => a.href.includes('latent-scaling'))"
+    )
+    assert _requests_elsewhere(browser, address) == []

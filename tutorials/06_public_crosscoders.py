@@ -30,7 +30,7 @@ from sae_lens_crosscoder import (
     JointModel,
     StandardTrainingCrosscoderConfig,
 )
-from sae_lens_crosscoder.dashboards import DashboardConfig, DashboardSubject, write_dashboards
+from sae_lens_crosscoder.dashboards import DashboardConfig, DashboardSubject
 from sae_lens_crosscoder.demo import PairConfig, load_or_make_pair
 from sae_lens_crosscoder.diffing import PairGeometry, decoder_norms
 from sae_lens_crosscoder.hub import load_crosscoder
@@ -152,6 +152,8 @@ latents = codes["loaded"].gt(0).float().mean(0).argsort(descending=True)[:8].tol
 if find_spec("sae_dashboard") is None:
     print("sae-dashboard is not installed here: no pages were made (pip install 'sae-lens-crosscoder[dashboard]').")
 else:
+    from sae_lens_crosscoder.dashboards import write_dashboards
+
     subject = DashboardSubject(joint, sae, tokens, (pair.corpus.bos,))
     index = write_dashboards(subject, latents, OUT / "dashboards", DashboardConfig(n_latents_per_page=8))
     print("The dashboards are in", index)

@@ -60,6 +60,12 @@ def without_noise(notebook: Any) -> Any:
     return notebook
 
 
+def cpu_s() -> float:
+    """Seconds of processor time that finished kernels have taken, which a busy machine does not change much."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="tutorials to execute; all if none is named")
@@ -69,10 +75,10 @@ def main() -> None:
     os.environ |= {"TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     started = time.monotonic()
     for script in scripts(options.names):
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), cpu_s()
         text = nbformat.writes(execute(script, options.limit_s)) + "\n"
-        size = len(text.encode())
-        print(f"{script.stem}: {time.monotonic() - began:.0f} s, {size / 1000:.0f} kB", flush=True)
+        size, took = len(text.encode()), time.monotonic() - began
+        print(f"{script.stem}: {took:.0f} s ({cpu_s() - cpu_began:.0f} s of CPU), {size / 1000:.0f} kB", flush=True)
         if str(FOLDER.resolve().parent) in text:
             sys.exit(f"{script.stem}: its outputs name a folder of this machine. Print relative paths.")
         if size > MOST_BYTES:

@@ -104,6 +104,7 @@ def test_the_migration_table_names_things_that_exist() -> None:
             "relative_decoder_norms",
             "minder_delta",
             "explained_variance_mean_of_ratios",
+            "explained_variance_centred",
         ),
     }
     assert named - fields - elsewhere == set()

@@ -10,6 +10,7 @@ from sae_lens.constants import (
     ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
     TRAINER_STATE_FILENAME,
 )
@@ -23,6 +24,7 @@ from sae_lens.saes.sae import (
     TrainStepInput,
     TrainStepOutput,
 )
+from sae_lens.saes.topk_sae import TopK
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.prefetch import PrefetchingIterator
@@ -39,6 +41,7 @@ __all__ = [
     "RUNNER_CFG_FILENAME",
     "SAE_CFG_FILENAME",
     "SAE_TRAINING_CLASS_REGISTRY",
+    "SAE_WEIGHTS_FILENAME",
     "SPARSITY_FILENAME",
     "TRAINER_STATE_FILENAME",
     "ActivationScaler",
@@ -48,6 +51,7 @@ __all__ = [
     "PrefetchingIterator",
     "SAETrainerConfig",
     "Step",
+    "TopK",
     "TrainCoefficientConfig",
     "TrainStepInput",
     "TrainStepOutput",

@@ -34,6 +34,10 @@ class DataError(CrosscoderError, ValueError):
     """A data set that cannot be read as configured, or that is too small."""
 
 
+class CheckpointError(CrosscoderError, ValueError):
+    """A checkpoint that is damaged, hostile, of unknown format, or that no SAE can hold."""
+
+
 class DamagedError(DataError):
     """A file or folder that is not what was written: cut off, changed, or never finished."""
 
@@ -44,6 +48,14 @@ class NotFoundError(CrosscoderError, FileNotFoundError):
 
 class SaveError(CrosscoderError, OSError):
     """Writing failed; what was there before is untouched."""
+
+
+class HubError(CrosscoderError, ConnectionError):
+    """The Hugging Face Hub cannot be reached or refuses; nothing on it is half-changed."""
+
+
+class UploadError(CrosscoderError, ConnectionError):
+    """A service that refused what was sent, or that could not be reached."""
 
 
 class MissingDependencyError(CrosscoderError, ImportError):

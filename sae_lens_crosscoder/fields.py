@@ -32,9 +32,11 @@ def checked_fields(
         passed_over: Fields that are returned as they are, because they are checked elsewhere.
 
     Raises:
-        CrosscoderError: A field that the dataclass does not have (the message suggests the nearest), a required field
-            that is missing, or a value of another type; raised as `error`.
+        CrosscoderError: No mapping at all, a field that the dataclass does not have (the message suggests the
+            nearest), a required field that is missing, or a value of another type; raised as `error`.
     """
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise error(f"{what} must be a mapping of its fields, not {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name in values:
         if name not in fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -23,6 +24,17 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def manifest_values(files: Mapping[str, tuple[int, str]], **facts: Any) -> dict[str, Any]:
+    """What a manifest holds.
+
+    Args:
+        files: Size in bytes and checksum of each file, by its path in the folder.
+        **facts: What else the manifest should say, as JSON.
+    """
+    listed = {path: {"bytes": size, "sha256": digest} for path, (size, digest) in files.items()}
+    return {"manifest_version": _VERSION, **facts, "files": listed}
+
+
 def write_manifest(folder: Path, **facts: Any) -> Path:
     """List all files below a folder, with size and checksum, in its `manifest.json`; the last thing to be written.
 
@@ -31,11 +43,11 @@ def write_manifest(folder: Path, **facts: Any) -> Path:
         **facts: What else the manifest should say, as JSON. Returned by `read_manifest`.
     """
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": checksum(path)}
+        path.relative_to(folder).as_posix(): (path.stat().st_size, checksum(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_FILENAME
     }
-    return write_json(folder / MANIFEST_FILENAME, {"manifest_version": _VERSION, **facts, "files": files})
+    return write_json(folder / MANIFEST_FILENAME, manifest_values(files, **facts))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -49,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise DamagedError(f"{folder} has no {MANIFEST_FILENAME}: it was not written to its end.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict) or not isinstance(cast("dict[str, Any]", values).get("files"), dict):
         raise DamagedError(f"{path} lists no files: it is no manifest.")
@@ -62,16 +74,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_manifest(folder: Path) -> dict[str, Any]:
-    """Compare every file that the manifest lists with its size and checksum; return the manifest.
+def check_manifest(folder: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Compare files that the manifest lists with their size and checksum; return the manifest.
 
     Files that it does not list are passed over.
+
+    Args:
+        folder: Where the manifest and the files are.
+        names: Paths of the files that are compared; None compares all that are listed.
 
     Raises:
         DamagedError: A file is missing, or is not what was written. All such files are named.
     """
     manifest = read_manifest(folder)
-    damage = [text for name, entry in manifest["files"].items() if (text := _damage(folder, name, entry))]
+    files = cast("dict[str, Any]", manifest["files"])
+    compared = files if names is None else [name for name in names if name in files]
+    damage = [text for name in compared if (text := _damage(folder, name, files[name]))]
     if damage:
         raise DamagedError(f"{folder} is damaged: {'; '.join(damage)}.")
     return manifest

@@ -5,9 +5,15 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Tensors in tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile("usual", _PATIENT, max_examples=50, derandomize=True)
+settings.register_profile("thorough", _PATIENT, max_examples=10_000, print_blob=True)
+settings.load_profile("usual")
 
 
 @pytest.fixture(autouse=True)

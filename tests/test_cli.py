@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_tokenizer().save_pretrained(str(folder / label))
     text_dataset().save_to_disk(str(folder / "data"))
     return folder
+
+
+def data(models: Path) -> str:
+    return json.dumps([{"path": str(models / "data"), "label": "words"}])
 
 
 def train_arguments(models: Path, out: Path) -> list[str]:
@@ -77,6 +82,21 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
         assert len(rows) == 24
         assert {"report.html", "decoder.png"} <= {path.name for path in folder.iterdir()}
     assert "kl_attribution" in rows[0]
+    if find_spec("sae_dashboard") is None:
+        return
+    chosen = ["--top", "3", "--by", "kl_attribution", "--diff", str(folder), "--budget-tokens", "640"]
+    assert cli.main(["dashboard", str(out), *chosen, "--n-latents-per-page", "2", "--datasets", data(models)]) == 0
+    pages = out / "dashboards"
+    assert str(pages / "index.html") in capsys.readouterr().out
+    assert {path.name for path in pages.iterdir()} == {
+        "dashboards.json",
+        "index.html",
+        "latents-0.html",
+        "latents-1.html",
+    }
+    best = sorted(rows, key=lambda row: -float(row["kl_attribution"]))[:3]
+    listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
+    assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
 
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:
@@ -103,6 +123,8 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
     ("arguments", "message"),
     [
         (["diff", "nowhere"], "There is no crosscoder at nowhere"),
+        (["dashboard", "nowhere"], "Which latents?"),
+        (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
         (["train", "--lr"], "--lr has no value"),

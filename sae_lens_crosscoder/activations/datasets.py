@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, interleave_datasets,
 from torch import Tensor
 
 from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
+from sae_lens_crosscoder.chat_template import render_chat
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.fields import checked_fields
 
@@ -91,7 +92,8 @@ class DatasetConfig:
         Raises:
             ConfigError: An unknown field, or one of another type.
         """
-        what = f"Data set {values.get('label') or values.get('path')!r}"
+        names = values if isinstance(values, Mapping) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
+        what = f"Data set {names.get('label') or names.get('path')!r}" if names else "A data set"
         return cls(**checked_fields(cls, values, what, ConfigError))
 
 
@@ -309,12 +311,6 @@ def _kind_of(value: Any, config: DatasetConfig) -> str:
 
 
 def _chats_as_texts(chats: Sequence[Any], config: DatasetConfig, tokenizer: Any) -> list[str]:
-    template = config.chat_template or getattr(tokenizer, "chat_template", None)
-    if template is None:
-        raise DataError(
-            f"Data set {config.title!r} is a chat, but the tokenizer has no chat template. Set chat_template to a "
-            "Jinja string, such as the chat model's own."
-        )
     texts: list[str] = []
     for chat in chats:
         for message in chat:
@@ -323,5 +319,8 @@ def _chats_as_texts(chats: Sequence[Any], config: DatasetConfig, tokenizer: Any)
                     f"Data set {config.title!r} has a chat message without 'role' and 'content': "
                     f"{str(cast(object, message))[:120]!r}. Rename its fields before training."
                 )
-        texts.append(tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False))
+        try:
+            texts.append(render_chat(chat, tokenizer, config.chat_template))
+        except DataError as error:
+            raise DataError(f"Data set {config.title!r}: {error}") from error
     return texts

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sae_lens_crosscoder.activations.datasets import SequenceFormat, pack_token_ids
+from sae_lens_crosscoder.chat_template import render_chat
 from sae_lens_crosscoder.errors import DataError
 
 
@@ -98,8 +99,6 @@ def chat_token_roles(
             "Token roles need to know which characters a token holds, and this tokenizer cannot tell. Load the fast "
             "version: AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
-    if chat_template is None and not getattr(tokenizer, "chat_template", None):
-        raise DataError("The tokenizer has no chat template. Pass chat_template, such as the chat model's own.")
     for message in messages:
         if not isinstance(message.get("content"), str):
             raise DataError(
@@ -107,12 +106,9 @@ def chat_token_roles(
                 f"{str(message.get('content'))[:120]!r}. Join its parts, or drop the chat."
             )
 
-    def render(chat: Sequence[Mapping[str, Any]]) -> str:
-        return tokenizer.apply_chat_template([dict(m) for m in chat], chat_template=chat_template, tokenize=False)
-
-    text = render(messages)
+    text = render_chat(messages, tokenizer, chat_template)
     parts, marked = _mark(messages)
-    spans = _align(text, render(marked), [part for _, part in parts])
+    spans = _align(text, render_chat(marked, tokenizer, chat_template), [part for _, part in parts])
     owners: list[int | None] = [None] * len(text)
     for start, stop, part in spans:
         owners[start:stop] = [parts[part][0]] * (stop - start)

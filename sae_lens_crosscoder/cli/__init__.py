@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
-from sae_lens_crosscoder.cli import demo, diff, doctor, evaluate, fields, train
+from sae_lens_crosscoder.cli import (
+    convert,
+    dashboard,
+    demo,
+    diff,
+    doctor,
+    evaluate,
+    fields,
+    load,
+    neuronpedia,
+    publish,
+    train,
+)
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
 from sae_lens_crosscoder.errors import CrosscoderError, TrainingInterrupted
 
@@ -50,6 +62,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
-    for module in (train, evaluate, diff, demo, fields, doctor):
+    for module in (train, evaluate, diff, dashboard, neuronpedia, publish, load, convert, demo, fields, doctor):
         module.add(commands)
     return parser, commands.choices

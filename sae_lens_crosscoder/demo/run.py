@@ -27,6 +27,7 @@ from sae_lens_crosscoder.demo.behaviour import (
     rates_without_random,
 )
 from sae_lens_crosscoder.demo.crosscoder import CrosscoderSizes, crosscoder_run
+from sae_lens_crosscoder.demo.dashboards import show_latents
 from sae_lens_crosscoder.demo.documents import Documents, generator
 from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
 from sae_lens_crosscoder.demo.probes import auroc, probe_aurocs
@@ -90,8 +91,8 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     """Make the pair, train a crosscoder on it, and test which latents carry what fine-tuning planted.
 
     Writes `pair/` (the two models, kept for the next run), `data/` (the crosscoder's two data sets), `crosscoder/` (a
-    SAELens folder, which `eval` and `diff` read), `report.html`, `decoder.png`, `latents.csv` and `metrics.json`,
-    prints a table of the first latents, and returns the metrics.
+    SAELens folder, which `eval` and `diff` read), `report.html`, `decoder.png`, `latents.csv`, `metrics.json` and, with
+    sae-dashboard installed, `dashboards/`, prints a table of the first latents, and returns the metrics.
 
     Args:
         out: Folder to write to.
@@ -132,6 +133,7 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     rows = _latent_rows(joint, run.sae, pair, held_out, scores, geometry)
     files = write_decoder_report(geometry, out, report_tables(metrics, rows))
     print_summary(metrics, rows, files["report"])
+    show_latents(joint, run.sae, held_out.tokens, order[: config.n_removed].tolist(), out)
     return metrics
 
 

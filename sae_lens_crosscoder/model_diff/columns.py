@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from sae_lens_crosscoder.activations import TokenRole
-from sae_lens_crosscoder.diffing import LatentStatisticsResult, PairGeometry, ScalingFlags, decoder_norms
+from sae_lens_crosscoder.diffing import LatentStatisticsResult, PairGeometry, ScalingFlags
 from sae_lens_crosscoder.diffing.diff_report import Column
+from sae_lens_crosscoder.diffing.diff_report.decoder_columns import file_name, norm_columns, pair_columns
 from sae_lens_crosscoder.model_diff.experiments import Experiments
 from sae_lens_crosscoder.model_diff.kl import Divergence
 from sae_lens_crosscoder.model_diff.reading import Readings
 from sae_lens_crosscoder.model_diff.setup import DiffSubject
 
-DECODER, SCALING, ACTIVITY, DATA, ROLES, CAUSAL = (
-    "Decoder",
+SCALING, ACTIVITY, DATA, ROLES, CAUSAL = (
     "Latent scaling",
     "Activity",
     "By data set",
@@ -28,18 +28,8 @@ DECODER, SCALING, ACTIVITY, DATA, ROLES, CAUSAL = (
 
 def decoder_columns(subject: DiffSubject, geometry: PairGeometry) -> Iterator[Column]:
     """Class, relative norm, cosine and per-source norms."""
-    first, second = geometry.labels
-    yield Column("class", geometry.classes, "class", geometry.thresholds.describe(), DECODER)
-    meaning = f"Share of {second} in the summed decoder norm: 0 is only in {first}, 1 only in {second}."
-    yield Column("relative_norm", geometry.relative_norms, "relative norm", meaning, DECODER)
-    if geometry.cosines is not None:
-        meaning = "Cosine of the two models' decoder rows: 1 is the same direction."
-        yield Column("cosine", geometry.cosines, "cosine", meaning, DECODER)
-    sources = subject.joint.sources
-    norms = decoder_norms(subject.sae.W_dec, sources.widths, sources.activation_scales)
-    for i, (label, column) in enumerate(zip(sources.labels, norms.T, strict=True)):
-        meaning = f"Decoder norm in {label}, in units of its mean activation norm."
-        yield Column(f"source_{i}_norm_{_file_name(label)}", column, f"norm, {label}", meaning, DECODER, shown=False)
+    yield from pair_columns(geometry)
+    yield from norm_columns(subject.sae.W_dec, subject.joint.sources)
 
 
 def scaling_columns(readings: Readings, base: str, flags: ScalingFlags | None) -> Iterator[Column]:
@@ -99,7 +89,7 @@ def activity_columns(statistics: LatentStatisticsResult) -> Iterator[Column]:
     if len(datasets.names) > 1:
         for i, name in enumerate(datasets.names):
             meaning = f"Mean activation over all tokens of {name}, zeros included."
-            column = f"dataset_{i}_mean_{_file_name(name)}"
+            column = f"dataset_{i}_mean_{file_name(name)}"
             yield Column(column, datasets.mean[:, i], f"mean on {name}", meaning, DATA, shown=False)
     roles = statistics.groups["role"]
     present = [i for i, n in enumerate(roles.n_tokens.tolist()) if n > 0]
@@ -132,7 +122,3 @@ def causal_columns(divergence: Divergence, experiments: Experiments) -> Iterator
 
 def _scattered(d_sae: int, latents: Tensor, values: Tensor) -> Tensor:
     return torch.full((d_sae,), torch.nan, dtype=torch.float64).scatter(0, latents, values)
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,6 +14,7 @@ from sae_lens_crosscoder.activations import LabelledSequences, TokenRole
 from sae_lens_crosscoder.causal.comparison import all_but_first
 from sae_lens_crosscoder.diffing import ClassThresholds, ScalingThresholds
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JointModel
 
 
@@ -105,13 +104,10 @@ class DiffSubject:
             "data": [*self.sequences.dataset_names],
             "excluded": list(self.excluded_tokens),
         }
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         # The first sequence's activations stand for the models' weights.
         models = self.joint(self.sequences.tokens[:1])
         text = (self.sequences.tokens, self.sequences.roles, self.sequences.datasets)
-        for tensor in (*self.sae.state_dict().values(), *text, models):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(described, (*self.sae.state_dict().values(), *text, models))
 
 
 def predicts(is_group: Bool[Tensor, "*batch pos"]) -> Bool[Tensor, "*batch pos"]:

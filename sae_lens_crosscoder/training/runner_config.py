@@ -256,6 +256,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return cls.from_dict(read_config_file(path), new_run=True)
 
     def _dataset_entries(self) -> list[DatasetConfig]:
+        if isinstance(self.datasets, (str, Mapping)) or not isinstance(self.datasets, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"datasets must be a list with one mapping a data set, not {self.datasets!r}.")
         return [d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(d) for d in self.datasets]
 
     def _fill_in_model(self, joint: Sources) -> None:
@@ -387,6 +389,8 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
             f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
         ) from None
     given = {name: value for name, value in values.items() if name != "architecture"}
+    if not isinstance(given.get("metadata", {}), Mapping):
+        raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")
     fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
     return config_class.from_dict({**fields, "architecture": name})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +54,7 @@ class SavedRun:
         """
         try:
             return SAE.load_from_disk(self.folder, device=self.device)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property
@@ -69,9 +68,16 @@ class SavedRun:
 
     @cached_property
     def dead(self) -> Bool[Tensor, " d_sae"] | None:
-        """Latents that were dead at the end of training (`dead_feature_window`); None if that was not saved."""
+        """Latents that were dead at the end of training (`dead_feature_window`); None if that was not saved.
+
+        Raises:
+            DataError: The file is damaged.
+        """
         path = self.folder / SPARSITY_FILENAME
-        dead = load_file(path).get(DEAD_LATENTS) if path.is_file() else None
+        try:
+            dead = load_file(path).get(DEAD_LATENTS) if path.is_file() else None
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read: {first_line(error)}") from error
         return None if dead is None else dead.bool()
 
     def metrics(self) -> dict[str, Any]:
@@ -79,11 +85,12 @@ class SavedRun:
 
         Raises:
             NotFoundError: The run made none (`n_eval_batches=0`).
+            ConfigError: The file is damaged.
         """
         path = self.folder / METRICS_FILENAME
         if not path.is_file():
             raise NotFoundError(f"{self.folder} holds no {METRICS_FILENAME}: the run was not evaluated.")
-        return json.loads(path.read_text())
+        return read_config_file(path)
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> CrosscoderRunnerConfig[Any]:
         """The configuration of the run.

@@ -148,7 +148,7 @@ def test_a_chat_in_a_named_column_is_known_by_its_values():
 
 
 def test_a_chat_without_any_template_is_refused():
-    with pytest.raises(DataError, match=r"is a chat, but the tokenizer has no chat template. Set chat_template"):
+    with pytest.raises(DataError, match=r"'data': The tokenizer has no chat template. Set chat_template"):
         packed(Dataset.from_dict({"messages": CHATS}))
 
 

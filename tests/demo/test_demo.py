@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sae_lens_crosscoder.demo.behaviour import (
     logits_without,
     payload_rate,
 )
+from sae_lens_crosscoder.demo.dashboards import show_latents
 from sae_lens_crosscoder.demo.documents import generator
 from sae_lens_crosscoder.demo.run import latent_scores
 from sae_lens_crosscoder.demo.transfer import payload_gain
@@ -51,6 +53,25 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def joint(out: Path) -> JointModel:
     return JointModel.from_pretrained(load_or_make_pair(out / "pair", PAIR).sources)
+
+
+def test_the_first_latents_have_dashboards_or_the_way_to_them_is_told(
+    out: Path, joint: JointModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = SAE.load_from_disk(out / "crosscoder")
+    tokens = load_or_make_pair(out / "pair", PAIR).corpus.mixture(8, generator(0, "shown"), held_out=True).tokens
+    index = show_latents(joint, sae, tokens, [3, 5], tmp_path)
+    said = capsys.readouterr().out
+    if find_spec("sae_dashboard") is None:
+        assert index is None
+        assert "pip install" in said
+        assert f"dashboard {tmp_path / 'crosscoder'} --latents 3,5" in said
+        assert not (out / "dashboards").exists()
+    else:
+        assert index == tmp_path / "dashboards" / "index.html"
+        assert str(index) in said
+        assert index.is_file()
+        assert (out / "dashboards" / "index.html").is_file()
 
 
 def test_the_demo_writes_a_crosscoder_a_report_and_all_promised_figures(out: Path) -> None:

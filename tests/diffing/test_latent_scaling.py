@@ -13,12 +13,12 @@ from helpers import reference_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import TopKSAE, TopKSAEConfig
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_lens_crosscoder import Source, Sources
 from sae_lens_crosscoder.diffing import LatentScaling, LatentScalingResult, latent_scaling, run_pass
 from sae_lens_crosscoder.errors import ConfigError, DataError, ShapeError, SourceError
+from sae_lens_crosscoder.hub import load_crosscoder
 
 TARGETS = ("error", "reconstruction", "activation", "activation_no_bias")
 
@@ -88,30 +88,11 @@ def test_beta_is_the_least_squares_solution_for_every_source_and_target(n_source
                 close(result.beta[label][target][j], least_squares(f[:, j], values, direction))
 
 
-class DictionaryLearningSAE(StandInSAE):
-    """A crosscoder in the format of science-of-finetuning/crosscoder_learning, with its rule of which latents fire."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        acts = (x @ self.W_enc + self.b_enc).relu()
-        if self.threshold is None:
-            return acts
-        width = self.W_dec.shape[1] // 2
-        norms = self.W_dec[:, :width].norm(dim=1) + self.W_dec[:, width:].norm(dim=1)
-        return acts * (acts * norms > self.threshold)
-
-
 @pytest.mark.parametrize("name", ["relu_crosscoder", "batchtopk_crosscoder"])
 def test_beta_and_nu_are_those_of_the_papers_own_code(name: str):
     folder = reference_checkpoint("latent_scaling") / name
-    weights = {key: value.double() for key, value in load_file(folder / "checkpoint" / "model.safetensors").items()}
     theirs: dict[str, Tensor] = torch.load(folder / "io.pt", weights_only=True)
-    sae = DictionaryLearningSAE(
-        W_enc=torch.cat(list(weights["encoder.weight"])),
-        b_enc=weights["encoder.bias"],
-        W_dec=torch.cat(list(weights["decoder.weight"]), dim=1),
-        b_dec=weights["decoder.bias"].flatten(),
-        threshold=weights.get("threshold"),
-    )
+    sae = load_crosscoder(folder / "checkpoint").to(dtype=torch.float64)
     batches = theirs["x_raw"].double().flatten(1).split(1000)
     result = latent_scaling(sae, batches, "chat", make_sources(2, 16))
     for label, peer in (("base", "base"), ("chat", "ft")):

@@ -21,6 +21,7 @@ from sae_lens_crosscoder.diffing import (
 )
 from sae_lens_crosscoder.diffing.rotation import QUADRANTS, ranks
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.hub import load_crosscoder
 
 STAGES = ("S", "D", "M", "DF", "MF")
 
@@ -140,36 +141,23 @@ def test_every_latent_is_drawn_once_with_its_number_and_marked_ones_get_rings():
 # ------------------------------------------------------------------------------ tensors of Soligo & Read's code
 
 
-def reference() -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+def reference() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Its numbers, and the crosscoder of every stage with the scales that are folded into it."""
     folder = reference_checkpoint("stagewise_tinystories")
     tensors = torch.load(folder / "io.pt", weights_only=True)
-    return tensors, {stage: torch.load(folder / stage / "model.pt", weights_only=True) for stage in STAGES}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_codes_and_reconstructions_from_the_folded_weights_are_the_references(stage: str):
-    tensors, weights = reference()
-    state = weights[stage]
-    x, W_enc, W_dec = tensors["x_raw"].flatten(1), state["W_enc_XDH"].flatten(0, 2), state["W_dec_HXD"].flatten(1)
-    hidden_pre = x @ W_enc + state["b_enc_H"]
-    codes = hidden_pre * (hidden_pre > state["hidden_activation.log_threshold_H"].exp())
-    torch.testing.assert_close(codes, tensors[f"acts_{stage}"], rtol=1e-5, atol=1e-5)
-    # The reference's reconstructions are in scaled units: the raw ones, times the folded scale of each hook.
-    columns = state["folded_scaling_factors_X"].flatten().repeat_interleave(16)
-    scaled = (codes @ W_dec + state["b_dec_XD"].flatten()) * columns
-    torch.testing.assert_close(scaled, tensors[f"recon_{stage}"].flatten(1), rtol=1e-5, atol=1e-5)
+    return tensors, {stage: load_crosscoder(folder / stage) for stage in STAGES}
 
 
 @pytest.mark.parametrize(
     "step", [("S", "D"), ("S", "M"), ("S", "DF"), ("S", "MF"), ("D", "DF"), ("M", "MF")], ids="_".join
 )
 def test_rotations_are_the_references(step: tuple[str, str]):
-    tensors, weights = reference()
-    before, after = (weights[stage]["W_dec_HXD"].flatten(1) for stage in step)
+    tensors, saes = reference()
+    before, after = (saes[stage].W_dec.detach() for stage in step)
     cosines = rotation(before, after)
     torch.testing.assert_close(cosines, tensors[f"cos_{step[0]}_{step[1]}"], rtol=1e-5, atol=1e-5)
     # In the units of training: torch's own cosine of the rows times the folded scales.
-    scales = [weights[stage]["folded_scaling_factors_X"].flatten() for stage in step]
+    scales = [torch.tensor([s["activation_scale"] for s in saes[stage].cfg.metadata.sources]) for stage in step]
     columns = [scale.repeat_interleave(16) for scale in scales]
     expected = F.cosine_similarity(before * columns[0], after * columns[1], dim=-1)
     scaled = rotation(before, after, [16] * 4, scales[0].tolist(), scales[1].tolist())
@@ -177,8 +165,8 @@ def test_rotations_are_the_references(step: tuple[str, str]):
 
 
 def test_quadrants_are_the_references():
-    tensors, weights = reference()
-    W_dec = {stage: state["W_dec_HXD"].flatten(1) for stage, state in weights.items()}
+    tensors, saes = reference()
+    W_dec = {stage: sae.W_dec.detach() for stage, sae in saes.items()}
     rotations = StageRotations(rotation(W_dec["D"], W_dec["DF"]), rotation(W_dec["M"], W_dec["MF"]))
     expected = [QUADRANTS[number] for number in tensors["quadrant_0min_1D_2M_3DM"].tolist()]
     assert rotations.quadrants == expected

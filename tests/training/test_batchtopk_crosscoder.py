@@ -9,9 +9,9 @@ import torch
 from helpers import batchtopk_config, crosscoder, reference_checkpoint
 from sae_lens import SAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import TrainStepInput
-from safetensors.torch import load_file
 
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.hub import load_crosscoder
 from sae_lens_crosscoder.training.batchtopk_crosscoder import BatchTopKTrainingCrosscoder
 
 WIDTHS = (6, 10)
@@ -264,15 +264,11 @@ def test_the_threshold_survives_training_in_bfloat16():
 def test_codes_and_reconstructions_are_those_of_the_published_batchtopk_crosscoder(name: str):
     folder = reference_checkpoint(name)
     io = torch.load(folder / "io.pt", weights_only=True)
-    theirs = load_file(folder / "hub" / "model.safetensors")
+    stock = load_crosscoder(folder / "hub").state_dict()
     sae = crosscoder("batchtopk", (16, 16), 64, k=8, normalize_activations="none")
     assert isinstance(sae, BatchTopKTrainingCrosscoder)
-    with torch.no_grad():
-        sae.W_enc.copy_(theirs["encoder.weight"].flatten(0, 1))
-        sae.b_enc.copy_(theirs["encoder.bias"])
-        sae.W_dec.copy_(theirs["decoder.weight"].movedim(0, 1).flatten(1))
-        sae.b_dec.copy_(theirs["decoder.bias"].flatten())
-        sae.topk_threshold.fill_(theirs["threshold"].item())
+    sae.load_state_dict({**sae.state_dict(), **{name: stock[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}})
+    sae.topk_threshold.fill_(io["threshold"].item())
     x = io["x_raw"].flatten(1)
     torch.testing.assert_close(sae.decoder_norms(), io["code_norm"][0])
     sae.train()

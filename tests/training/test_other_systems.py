@@ -20,6 +20,7 @@ from sae_lens_crosscoder import (
     TrainingCrosscoder,
 )
 from sae_lens_crosscoder._saelens import TrainStepInput
+from sae_lens_crosscoder.hub import load_crosscoder
 
 WIDTHS = [16] * 6  # two models at three hooks
 CLASSES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -40,16 +41,13 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 def crosscode(name: str) -> tuple[TrainingCrosscoder[Any], dict[str, torch.Tensor]]:
     """crosscode's unfolded weights in our training class, and its inputs and outputs."""
     folder = reference_checkpoint("crosscode") / name
-    theirs = load(folder / "unfolded" / "model.pt")
+    stock = load_crosscoder(folder / "unfolded", scales=[1.0] * 6)  # in scaled units, as in training
     made, config, fields = CLASSES[name]
     sae = made(config(d_in=96, d_sae=64, source_widths=WIDTHS, **fields))
     state = sae.state_dict()
-    state["W_enc"] = theirs["_W_enc_XiDiL"].flatten(0, 2)
-    state["W_dec"] = theirs["_W_dec_LXoDo"].flatten(1)
-    state["b_enc"] = theirs["b_enc_L"]
-    state["b_dec"] = theirs["_b_dec_XoDo"].flatten()
+    state |= {name: stock.state_dict()[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     if name == "jumprelu_jan":
-        state["log_threshold"] = theirs["_activation_fn.log_threshold_L"]
+        state["log_threshold"] = stock.threshold.log()
     sae.load_state_dict(state)
     return sae.eval(), load(folder / "io.pt")
 
@@ -93,18 +91,11 @@ def test_losses_are_those_of_crosscode(name: str) -> None:
 
 def test_codes_and_reconstructions_are_those_of_antebe(tmp_path: Path) -> None:
     folder = reference_checkpoint("antebe") / "cc"
-    theirs, io = load(folder / "model.pt"), load(folder / "io.pt")
+    io = load(folder / "io.pt")
     cfg = TopKTrainingCrosscoderConfig(d_in=32, d_sae=64, source_widths=[16, 16], k=8, decoder_norm="none")
     cfg.normalize_activations = "none"
     sae = TopKTrainingCrosscoder(cfg)
-    state = sae.state_dict()
-    state |= {
-        "W_enc": theirs["W_enc"].flatten(0, 1),
-        "W_dec": theirs["W_dec"].flatten(1),
-        "b_enc": theirs["b_enc"],
-        "b_dec": theirs["b_dec"].flatten(),
-    }
-    sae.load_state_dict(state)
+    sae.load_state_dict({**sae.state_dict(), **load_crosscoder(folder).state_dict()})
     x = io["x"].flatten(1)
     close(sae.encode(x), io["features"])
     close(sae(x), io["recon"].flatten(1))

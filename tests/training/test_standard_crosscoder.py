@@ -8,8 +8,8 @@ from helpers import crosscoder, reference_checkpoint, standard_config
 from sae_lens import StandardSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.optim import CoefficientScheduler
-from safetensors.torch import load_file
 
+from sae_lens_crosscoder.hub import load_crosscoder
 from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoder
 
 WIDTHS = (6, 10)
@@ -106,14 +106,9 @@ def test_it_is_saved_as_saelens_own_standard_sae():
 def test_codes_and_reconstructions_are_those_of_the_published_relu_crosscoder():
     folder = reference_checkpoint("sof_dl/relu_crosscoder")
     io = torch.load(folder / "io.pt", weights_only=True)
-    theirs = load_file(folder / "hub" / "model.safetensors")
     assert json.loads((folder / "meta.json").read_text())["code_normalization"] == "CROSSCODER"
     sae = crosscoder(widths=(16, 16), d_sae=64, normalize_activations="none")
-    with torch.no_grad():
-        sae.W_enc.copy_(theirs["encoder.weight"].flatten(0, 1))
-        sae.b_enc.copy_(theirs["encoder.bias"])
-        sae.W_dec.copy_(theirs["decoder.weight"].movedim(0, 1).flatten(1))
-        sae.b_dec.copy_(theirs["decoder.bias"].flatten())
+    sae.load_state_dict({**sae.state_dict(), **load_crosscoder(folder / "hub").state_dict()})
     x = io["x_raw"].flatten(1)
     torch.testing.assert_close(sae.encode(x), io["acts"])
     torch.testing.assert_close(sae(x), io["recon"].flatten(1))

@@ -1,0 +1,128 @@
+"""Latents in chunks: which are finished in a folder, which are to be made, and the activations that they share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.files import check_writable, write_json
+from sae_lens_crosscoder.resources import free_disk
+
+_ENTRY = ("latents", "files", "record")
+
+
+def chunked(subject: DashboardSubject, latents: Sequence[int], config: DashboardConfig) -> list[list[int]]:
+    """The latents in the given order, `n_latents_per_page` at a time; a latent that is named twice stands once.
+
+    Raises:
+        ConfigError: No latents, or some that the crosscoder does not have.
+    """
+    d_sae = len(subject.sae.W_dec)
+    missing = [latent for latent in latents if not 0 <= latent < d_sae]
+    if missing or not latents:
+        raise ConfigError(
+            f"Of {len(latents)} latents {len(missing)} are not there {missing[:5]}: name some from 0 to {d_sae - 1}."
+        )
+    once, size = list(dict.fromkeys(latents)), config.n_latents_per_page
+    return [once[start : start + size] for start in range(0, len(once), size)]
+
+
+class ChunkFolder:
+    """An output folder with a list of its finished chunks, so that a stopped call goes on where it was.
+
+    Chunks that were made of something else, or that hold other latents, are removed first: a folder never mixes two.
+
+    Args:
+        folder: The folder.
+        manifest: Name of the file with the list.
+        key: What the chunks are made of; another key, other chunks.
+        chunks: The latents of each chunk.
+    """
+
+    def __init__(self, folder: Path, manifest: str, key: Sequence[Any], chunks: Sequence[list[int]]) -> None:
+        check_writable(folder)
+        self.chunks = chunks
+        self._folder = folder
+        self._manifest = folder / manifest
+        self._key = json.loads(json.dumps(list(key), default=str))
+        self._finished: dict[int, dict[str, Any]] = {}
+        self._take_over()
+
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the chunks that are to be made."""
+        return [i for i in range(len(self.chunks)) if i not in self._finished]
+
+    @property
+    def records(self) -> list[Any]:
+        """What `finish` noted of the finished chunks, in order."""
+        return [entry["record"] for _, entry in sorted(self._finished.items())]
+
+    def progress(self, title: str) -> Iterator[int]:
+        """The numbers of the pending chunks, with a bar that counts latents."""
+        with tqdm(total=sum(map(len, self.chunks)), desc=title, unit=" latents") as bar:
+            bar.update(sum(len(chunk) for i, chunk in enumerate(self.chunks) if i in self._finished))
+            for i in self.pending:
+                yield i
+                bar.update(len(self.chunks[i]))
+
+    def finish(self, i: int, files: Sequence[str], record: Any = None) -> None:
+        """Note that a chunk's files, by their paths in the folder, are written."""
+        self._finished[i] = {"latents": self.chunks[i], "files": list(files), "record": record}
+        self._write()
+
+    def _take_over(self) -> None:
+        """Keep the finished chunks that are wanted, and remove the files of the others."""
+        made_of, entries = self._listed()
+        for i, entry in entries.items():
+            paths = [self._folder / file for file in entry["files"]]
+            fits = i < len(self.chunks) and entry["latents"] == self.chunks[i] and made_of == self._key
+            if fits and all(path.is_file() for path in paths):
+                self._finished[i] = entry
+                continue
+            for path in paths:
+                # A list that somebody else wrote names no file elsewhere.
+                if path.resolve().is_relative_to(self._folder.resolve()):
+                    path.unlink(missing_ok=True)
+        self._write()
+
+    def _listed(self) -> tuple[Any, dict[int, dict[str, Any]]]:
+        """What the list says; nothing if there is none, or a damaged one."""
+        try:
+            listed: Any = json.loads(self._manifest.read_text(encoding="utf-8"))
+            entries = {int(i): {name: e[name] for name in _ENTRY} for i, e in listed["chunks"].items()}
+            return listed["made_of"], entries
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, {}
+
+    def _write(self) -> None:
+        write_json(self._manifest, {"made_of": self._key, "chunks": {str(i): e for i, e in self._finished.items()}})
+
+
+@contextmanager
+def activation_cache(
+    subject: DashboardSubject, folder: Path, config: DashboardConfig, n_chunks: int
+) -> Generator[Path | None]:
+    """A folder for the activations that several chunks share, empty before and gone afterwards; None if none is of use.
+
+    sae-dashboard knows its files by the number of the batch alone, so no two calls may share a folder.
+    """
+    needed = subject.shown_tokens.numel() * subject.joint.sources.d_in * 4
+    if n_chunks < 2 or needed > min(config.cache_gb * 1e9, free_disk(folder) / 2):
+        yield None
+        return
+    cache = folder / ".activations"
+    shutil.rmtree(cache, ignore_errors=True)
+    try:
+        cache.mkdir(parents=True)
+        yield cache
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)

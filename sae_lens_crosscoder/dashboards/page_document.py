@@ -1,0 +1,143 @@
+"""sae-dashboard's page as one document that asks for nothing: scripts inside, data that cannot end them, a policy."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from sae_lens_crosscoder.errors import MissingDependencyError
+
+_D3 = '<script src="https://d3js.org/d3.v6.min.js"></script>'
+_PLOTLY = '<script src="https://cdn.plot.ly/plotly-latest.min.js"></script>'
+_OWN_SCRIPT = """
+function escaped(text) {
+    const places = {"&": "&amp;", "<": "&lt;", ">": "&gt;"};
+    return text.replace(/[&<>]/g, character => places[character]);
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+    const main = document.getElementById("main");
+    const select = document.getElementById("select-0");
+    const only = main.dataset.first;
+    function show() {
+        const wanted = location.hash.slice(1);
+        if (select && select.value !== wanted && [...select.options].some(option => option.value === wanted)) {
+            select.value = wanted;
+            select.dispatchEvent(new Event("change"));
+        }
+        main.dataset.view = select ? select.value : only;
+    }
+    if (select) {
+        select.setAttribute("aria-label", "Latent");
+        select.addEventListener("change", () => location.replace("#" + select.value));
+    }
+    window.addEventListener("hashchange", show);
+    show();
+});
+"""
+_LICENCES = """
+This page holds scripts and styles of sae-dashboard (MIT), plotly.js (MIT, Copyright Plotly, Inc.) and d3-selection
+(ISC):
+
+{d3}
+"""
+_DOCUMENT = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title>
+</head>
+<!--{licences}-->
+<body>
+<p style="font-family: system-ui; margin: 12px 10px"><a href="index.html">All latents</a> · {title}</p>
+<main id="main" data-first="{first}">
+{content}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def document(
+    title: str, skeleton: Any, data: Mapping[str, Mapping[str, Any]], columns: Mapping[int, Any], height: int
+) -> str:
+    """sae-dashboard's page of the data.
+
+    It opens at the first key, or at the one that its address names (`#17`).
+
+    Args:
+        title: Title of the page.
+        skeleton: sae-dashboard's `HTML` with the places that the data fill.
+        data: What fills them, by the key that a reader chooses.
+        columns: sae-dashboard's `Column` of each column.
+        height: Pixels that a column may be high.
+
+    Raises:
+        MissingDependencyError: A sae-dashboard that writes another page than the one known here.
+    """
+    first = next(iter(data))
+    # Only the kinds of data stand in what sae-dashboard writes: the data themselves need characters escaped.
+    skeleton.js_data = {"AGGDATA": {}, "DASHBOARD_DATA": {first: dict.fromkeys(data[first], 0)}}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "page.html"
+        skeleton.get_html(layout_columns=columns, layout_height=height, filename=file, first_key=first)
+        # sae-dashboard copies its UTF-8 files in the encoding of the locale, so the bytes are UTF-8 in any case.
+        content = file.read_bytes().decode("utf-8")
+    content = _replaced(content, "<code>${tok}</code>", "<code>${escaped(tok)}</code>", 3)
+    content = _replaced(content, "`|${tok}|<br>", "`|${escaped(tok)}|<br>", 1)
+    content = _replaced(
+        content,
+        f"return {json.dumps(skeleton.js_data)};",
+        f"return {_script_json({'AGGDATA': {}, 'DASHBOARD_DATA': data})};",
+        1,
+    )
+    scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+    for place, script in ((_D3, _vendored("d3-selection.min.js")), (_PLOTLY, get_plotlyjs())):
+        content = _replaced(content, place, f"<script>{script}</script>", 1)
+        scripts.append(script)
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in (*scripts, _OWN_SCRIPT))
+    return _DOCUMENT.format(
+        # Its own scripts by their contents, so that no attribute of an element that a token makes can run; no request.
+        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'",
+        title=html.escape(title),
+        licences=_LICENCES.format(d3=_vendored("LICENSE")),
+        first=html.escape(first),
+        content=content,
+        script=_OWN_SCRIPT,
+    )
+
+
+def _replaced(text: str, old: str, new: str, n: int) -> str:
+    if text.count(old) != n:
+        raise MissingDependencyError(
+            "This sae-dashboard writes another page than version 0.8, for which dashboards are made: pip install "
+            '"sae-dashboard>=0.8,<0.9"'
+        )
+    return text.replace(old, new)
+
+
+def _script_json(value: Any) -> str:
+    """ASCII JSON in which no "<" can end or comment out the script that holds it; NaN is refused."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _vendored(name: str) -> str:
+    folder = files("sae_lens_crosscoder.dashboards") / "vendored" / "d3-selection"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,75 @@
+"""The ReLU crosscoder of Kissane et al. and its descendants: W_enc, W_dec, b_enc, b_dec and a configuration.
+
+f = ReLU(sum_m x~^m W_enc^m + b_enc), x~^^m = f W_dec^m + b_dec^m. The decoder bias is not subtracted before encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae_lens_crosscoder.errors import CheckpointError
+from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
+from sae_lens_crosscoder.hub.config_values import ConfigValues
+from sae_lens_crosscoder.hub.options import ReadOptions
+from sae_lens_crosscoder.hub.tensor_table import TensorTable
+from sae_lens_crosscoder.hub.weights import CrosscoderWeights, InputNormaliser, ReLU
+
+
+def numbered_pairs(folder: CheckpointFolder) -> list[str]:
+    """Stems of the pairs `<stem>.pt`, `<stem>_cfg.json` in the folder, or the one of them that was asked for."""
+    stems = [name.removesuffix(".pt") for name in folder.names if name.endswith(".pt")]
+    pairs = [stem for stem in stems if f"{stem}_cfg.json" in folder.names]
+    return [stem for stem in pairs if folder.chosen in (None, stem)]
+
+
+def only_pair(folder: CheckpointFolder) -> tuple[str, str]:
+    """The weights file and the configuration of the one pair in the folder.
+
+    Raises:
+        CheckpointError: There are several, or none.
+    """
+    pairs = numbered_pairs(folder)
+    if len(pairs) != 1:
+        raise CheckpointError(
+            f"{folder.path} holds {len(pairs)} pairs of weights and configuration"
+            f"{': give one of ' + ', '.join(pairs) + ' as the id' if pairs else ' (<name>.pt, <name>_cfg.json)'}."
+        )
+    return f"{pairs[0]}.pt", f"{pairs[0]}_cfg.json"
+
+
+def pair_config(folder: CheckpointFolder) -> ConfigValues | None:
+    """The configuration of the first pair in the folder; None without one, or if it is damaged."""
+    pairs = numbered_pairs(folder)
+    return readable_config(folder, f"{pairs[0]}_cfg.json") if pairs else None
+
+
+def readable_config(folder: CheckpointFolder, name: str) -> ConfigValues | None:
+    """The mapping in a configuration file; None if it is not there or damaged."""
+    try:
+        return folder.config(name)
+    except CheckpointError:
+        return None
+
+
+def take_four(table: TensorTable, config: ConfigValues) -> dict[str, Any]:
+    """The weights flattened over sources, as arguments of `CrosscoderWeights`; the configuration's sizes must agree."""
+    W_enc = table.take("W_enc", "sources", "d", "latents")
+    W_dec = table.take("W_dec", "latents", "sources", "d")
+    taken = {
+        "W_enc": W_enc.flatten(0, 1),
+        "W_dec": W_dec.flatten(1),
+        "b_enc": table.take("b_enc", "latents"),
+        "b_dec": table.take("b_dec", "sources", "d").flatten(),
+    }
+    for key, dimension in {"d_in": "d", "dict_size": "latents", "n_models": "sources"}.items():
+        config.check_size(key, table.size(dimension))
+    return taken
+
+
+def relu_crosscoder(
+    taken: Mapping[str, Any], known: list[dict[str, Any]], options: ReadOptions, scales: list[float] | None
+) -> CrosscoderWeights:
+    """The crosscoder of four tensors, whose inputs were multiplied by `scales`."""
+    normaliser = None if scales is None else InputNormaliser(scales)
+    return CrosscoderWeights(**taken, activation=ReLU(), sources=options.joined_sources(known), normaliser=normaliser)

@@ -1,0 +1,46 @@
+"""Kissane et al. 2024 (ckkissane/crosscoder-model-diff-replication): `cfg.json` and `cc_weights.pt`, or numbered pairs.
+
+Source 0 is the base model, source 1 the fine-tuned one. The crosscoder takes activations times sqrt(width) / mean norm
+of each model, and **the two factors are not in the files**: they have to be given.
+"""
+
+from __future__ import annotations
+
+from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
+from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
+from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, relu_crosscoder, take_four
+from sae_lens_crosscoder.hub.options import UNKNOWN, ReadOptions
+from sae_lens_crosscoder.hub.tensor_table import TensorTable
+from sae_lens_crosscoder.hub.weights import CrosscoderWeights
+
+_FILES = ("cc_weights.pt", "cfg.json")
+
+
+def detect(folder: CheckpointFolder) -> bool:
+    """Whether the folder holds the published files, or a pair whose configuration names a hook point."""
+    if folder.has(*_FILES):
+        return True
+    config = pair_config(folder)
+    return config is not None and "hook_point" in config
+
+
+def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
+    """The crosscoder over raw activations."""
+    weights, config_name = _FILES if folder.has(*_FILES) else only_pair(folder)
+    config = folder.config(config_name)
+    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
+    taken = take_four(table, config)
+    table.check_all_taken()
+    n, d = table.size("sources"), table.size("d")
+    scales = options.required_scales(
+        n, "Crosscoders of Kissane et al. take activations scaled to mean norm sqrt(width)"
+    )
+    labels = ["base", "chat"] if n == 2 else [f"model_{i}" for i in range(n)]
+    known = [{"label": label, "d_in": d, "hook_name": config.text("hook_point", UNKNOWN)} for label in labels]
+    known[0]["model_name"] = config.text("model_name", UNKNOWN)
+    return relu_crosscoder(taken, known, options, scales)
+
+
+KISSANE = CheckpointFormat(
+    "kissane", "cfg.json + cc_weights.pt, or <n>.pt + <n>_cfg.json", detect, read, frozenset({"scales"})
+)

@@ -1,0 +1,43 @@
+"""tom-pollak/crosscoder-through-time: `cc_weights.pt`, `cc_cfg.json` (or numbered pairs), a model at several times.
+
+The crosscoder is that of Kissane et al. for any number of models. It was trained on raw activations.
+"""
+
+from __future__ import annotations
+
+from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
+from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
+from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, relu_crosscoder, take_four
+from sae_lens_crosscoder.hub.options import ReadOptions
+from sae_lens_crosscoder.hub.tensor_table import TensorTable
+from sae_lens_crosscoder.hub.weights import CrosscoderWeights
+
+_FILES = ("cc_weights.pt", "cc_cfg.json")
+
+
+def detect(folder: CheckpointFolder) -> bool:
+    """Whether the folder holds its two files, or a pair whose configuration says how many models there are."""
+    if folder.has(*_FILES):
+        return True
+    config = pair_config(folder)
+    return config is not None and "n_models" in config
+
+
+def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
+    """The crosscoder over raw activations."""
+    weights, config_name = _FILES if folder.has(*_FILES) else only_pair(folder)
+    config = folder.config(config_name)
+    if config_name not in _FILES:
+        config.integer("n_models")  # without it the pair is of Kissane et al. or of Nanda
+    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
+    taken = take_four(table, config)
+    table.check_all_taken()
+    n = table.size("sources")
+    known = [{"label": f"model_{i}", "d_in": table.size("d")} for i in range(n)]
+    scales = None if options.scales is None else options.required_scales(n, "Its activations were scaled")
+    return relu_crosscoder(taken, known, options, scales)
+
+
+THROUGH_TIME = CheckpointFormat(
+    "crosscoder-through-time", "cc_weights.pt + cc_cfg.json", detect, read, frozenset({"scales"})
+)

@@ -1,0 +1,182 @@
+"""What is taken out of files before they are published: paths, accounts and tokens of the machine that made them.
+
+Models and data sets keep their names if those are names of the Hub or of TransformerLens. A local folder becomes what
+the caller says it is on the Hub, or `local:<label>`, which no repository can be called.
+
+What cannot be told from a name of the Hub stays: a relative path of two parts, to a folder that is not here ("out/it").
+Labels of sources and data sets are published; that of a data set without one is the last part of its path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any, cast
+
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.hub.names import is_local, looks_like_path
+from sae_lens_crosscoder.sources import Sources
+
+LOCAL = "local:"
+"""How the name of a model or data set begins that is only on the machine of whoever published."""
+
+_EMPTIED = (
+    "output_path",
+    "checkpoint_path",
+    "cached_activations_path",
+    "from_pretrained_path",
+    "resume_from_checkpoint",
+)
+_DROPPED = {"token", "use_auth_token", "api_key", "cache_dir", "proxies", "offload_folder"}
+_REMOTE_FILES = re.compile(r"hf://[^?@]*")
+_LABEL = re.compile(r"[\w.\- ]+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+@dataclass(frozen=True)
+class Redaction:
+    """Which local names become which public ones, in all files of one crosscoder."""
+
+    models: Mapping[str, str]
+    """Public name of each local model."""
+
+    datasets: Mapping[str, str]
+    """Public name of each local data set."""
+
+    @classmethod
+    def of_run(
+        cls,
+        sources: Sources,
+        runner_cfg: Mapping[str, Any],
+        model_names: Mapping[str, str] | None = None,
+        dataset_names: Mapping[str, str] | None = None,
+    ) -> Redaction:
+        """The redaction of a run.
+
+        Args:
+            sources: The sources of its crosscoder.
+            runner_cfg: Its configuration; empty if it is not known.
+            model_names: Name on the Hub of models that were read from a local folder, by the label of the source.
+            dataset_names: The same for data sets, by their label.
+
+        Raises:
+            ConfigError: A label that no source or data set has.
+        """
+        models = {source.label: source.model_name for source in sources}
+        datasets = _datasets(runner_cfg)
+        return cls(_public(models, model_names or {}, "source"), _public(datasets, dataset_names or {}, "data set"))
+
+    def cfg(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The `cfg.json` of an SAE."""
+        cleaned = dict(self.value(values))
+        cleaned["metadata"] = self._named(values.get("metadata") or {}, cleaned.get("metadata") or {})
+        return cleaned
+
+    def runner_cfg(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The `runner_cfg.json` of a run: without its folders, its logger and what it resumed from."""
+        cleaned = self._named(values, dict(self.value(values)))
+        cleaned |= {name: None for name in _EMPTIED if name in values}
+        if "logger" in values:
+            cleaned["logger"] = {"log_to_wandb": False}
+        return cleaned
+
+    def value(self, value: Any) -> Any:
+        """Any value of a JSON file: local names replaced, and texts that are paths of this machine emptied."""
+        if isinstance(value, Mapping):
+            items = cast("Mapping[str, Any]", value).items()
+            return {self.text(name): self._field(name, item) for name, item in items if name not in _DROPPED}
+        if isinstance(value, (list, tuple)):
+            return [self.value(item) for item in cast("list[Any]", value)]
+        if isinstance(value, str):
+            replaced = self.text(value)
+            return None if looks_like_path(replaced) else replaced
+        return value
+
+    def text(self, text: str) -> str:
+        """A text with every local name replaced, also where it stands as JSON or HTML writes it."""
+        for local, public in self._replacements:
+            text = re.sub(_whole(local), lambda _, public=public: public, text)
+        return text
+
+    def check(self, name: str, content: bytes, secrets: Iterable[str] = ()) -> None:
+        """Look once more for what must not leave this machine.
+
+        Args:
+            name: Name of the file, for the message.
+            content: The file as it would be published, or the part of it that holds text.
+            secrets: What it must not hold, besides the local names and tokens of the Hub.
+
+        Raises:
+            ConfigError: It holds some of it.
+        """
+        text = content.decode("utf-8", "replace")
+        for private in (*(local for local, _ in self._replacements if looks_like_path(local)), *secrets):
+            if private in text:
+                raise ConfigError(
+                    f"{name} would publish something of this machine (a local path) that could not be taken out. "
+                    "Remove the file from the folder, or make it again with models and data sets of the Hub."
+                )
+        if _TOKEN.search(text):
+            raise ConfigError(
+                f"{name} holds what looks like an access token of the Hub. Remove it, and revoke the token."
+            )
+
+    @property
+    def _replacements(self) -> list[tuple[str, str]]:
+        """Local and public names, as they stand in files; the longest first, as one may be part of another."""
+        pairs = {**self.datasets, **self.models}
+        spelt = {form: public for local, public in pairs.items() for form in _spellings(local)}
+        return sorted(spelt.items(), key=lambda pair: -len(pair[0]))
+
+    def _field(self, name: str, value: Any) -> Any:
+        if name == "data_files":
+            files = [value] if isinstance(value, str) else list(value or [])
+            return value if files and all(_REMOTE_FILES.fullmatch(str(file)) for file in files) else None
+        if name == "model_name" and isinstance(value, str):
+            return self.models.get(value, self.value(value) or f"{LOCAL}model")
+        if name == "path" and isinstance(value, str):
+            return self.datasets.get(value, self.value(value) or f"{LOCAL}data")
+        return self.value(value)
+
+    def _named(self, values: Mapping[str, Any], cleaned: dict[str, Any]) -> dict[str, Any]:
+        """`model_name` and `dataset_path` joined from the public names, as they were joined from the local ones."""
+        if cleaned.get("sources") and "model_name" in values:
+            cleaned["model_name"] = Sources.from_metadata({**cleaned}).model_name
+        if values.get("dataset_path"):
+            parts = self.text(str(values["dataset_path"])).split("+")
+            cleaned["dataset_path"] = "+".join(f"{LOCAL}data" if looks_like_path(part) else part for part in parts)
+        return cleaned
+
+
+def _datasets(runner_cfg: Mapping[str, Any]) -> dict[str, str]:
+    """Path of each data set of a run by its label."""
+    listed: list[Mapping[str, Any]] = list(runner_cfg.get("datasets") or [])
+    if not listed and runner_cfg.get("dataset_path"):
+        return {"data": runner_cfg["dataset_path"]}
+    return {entry.get("label") or f"data-{position}": entry.get("path") or "" for position, entry in enumerate(listed)}
+
+
+def _public(names: Mapping[str, str], given: Mapping[str, str], what: str) -> dict[str, str]:
+    if unknown := sorted(set(given) - set(names)):
+        known = ", ".join(map(repr, names)) or "none"
+        raise ConfigError(f"There is no {what} {unknown[0]!r} to name. There are: {known}.")
+    public = {
+        name: f"{LOCAL}{label if _LABEL.fullmatch(label) else position}"
+        for position, (label, name) in enumerate(names.items())
+        if is_local(name)
+    }
+    return public | {names[label]: name for label, name in given.items()}
+
+
+def _spellings(local: str) -> set[str]:
+    spelt = json.dumps(local)[1:-1]
+    return {local, spelt, json.dumps(local, ensure_ascii=False)[1:-1], escape(local), escape(spelt)}
+
+
+def _whole(name: str) -> str:
+    """The name where it stands alone, and not as part of a longer word or path."""
+    before = r"(?<![\w./-])" if name[0].isalnum() else ""
+    return rf"{before}{re.escape(name)}(?![\w-])"

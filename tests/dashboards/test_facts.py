@@ -1,0 +1,69 @@
+"""Which latents are chosen, and what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from dashboard_subjects import SECOND_ONLY, subject
+
+from sae_lens_crosscoder.dashboards.facts import described, first_latents, headline_columns, latent_facts, parse_latents
+from sae_lens_crosscoder.diffing.diff_report import Column, DiffReport, LatentTable
+from sae_lens_crosscoder.errors import ConfigError, DataError
+
+
+def column(name: str, values: torch.Tensor | list[str]) -> Column:
+    return Column(name, values, name, "", "")
+
+
+def test_latents_are_numbers_and_ranges() -> None:
+    assert parse_latents("1,2, 5-9,7") == [1, 2, 5, 6, 7, 8, 9, 7]
+    for text in ("", "a", "3-", "-3", "9-5", "1,,2"):
+        with pytest.raises(ConfigError, match="is no latent"):
+            parse_latents(text)
+
+
+def test_the_first_latents_are_those_with_the_largest_values_that_are_some() -> None:
+    facts = [column("class", ["a"] * 5), column("nu", torch.tensor([0.1, torch.nan, 3.0, 2.0, torch.inf]))]
+    assert first_latents(facts, 2, "nu") == [2, 3]
+    assert first_latents(facts, 9, "nu", ascending=True) == [0, 3, 2]
+    assert first_latents(facts, 1) == [2]
+    with pytest.raises(ConfigError, match="no column of numbers 'class'"):
+        first_latents(facts, 2, "class")
+    with pytest.raises(ConfigError, match="at least one"):
+        first_latents(facts, 0, "nu")
+
+
+def test_without_a_diff_the_decoder_says_class_norm_and_cosine() -> None:
+    facts = latent_facts(subject())
+    said = described(headline_columns(facts), SECOND_ONLY)
+    assert said == {"class": "chat-only", "relative norm": "1"}
+    assert first_latents(facts, 1) == [SECOND_ONLY]
+
+
+@pytest.mark.parametrize(
+    ("widths", "names"), [((16,), []), ((16, 24), ["class", "relative_norm"]), ((16,) * 3, ["class"])]
+)
+def test_any_number_of_sources_has_facts(widths: tuple[int, ...], names: list[str]) -> None:
+    facts = latent_facts(subject(widths=widths))
+    assert [c.name for c in facts][: len(names)] == names
+    assert len([c for c in facts if c.name.startswith("source_")]) == len(widths)
+
+
+def test_a_difference_has_one_norm() -> None:
+    made = subject(combine="difference")
+    (norm,) = latent_facts(made)
+    torch.testing.assert_close(norm.values, made.sae.W_dec.detach().norm(dim=1))
+
+
+def test_a_diff_beside_the_crosscoder_is_read_and_one_of_another_is_refused(tmp_path: Path) -> None:
+    made = subject()
+    nu = torch.arange(24.0)
+    DiffReport(LatentTable([column("class", ["x"] * 24), column("nu_error", nu)], ["base", "chat"])).save(tmp_path)
+    facts = latent_facts(made, tmp_path)
+    assert first_latents(facts, 2, "nu_error") == [23, 22]
+    assert described(headline_columns(facts), 7) == {"class": "x", "nu_error": "7"}
+    DiffReport(LatentTable([column("nu_error", nu[:5])], ["base", "chat"])).save(tmp_path)
+    with pytest.raises(DataError, match="diff of another crosscoder"):
+        latent_facts(made, tmp_path)

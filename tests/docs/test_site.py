@@ -20,7 +20,7 @@ from chromium import EXECUTABLE, Chromium
 import sae_lens_crosscoder
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("activations", "training", "diffing", "causal", "model_diff")
+PACKAGES = ("activations", "training", "diffing", "causal", "model_diff", "hub")
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),

@@ -109,8 +109,9 @@ figure.tight_layout()
 # ## Time
 #
 # A token costs two forward passes of 14 blocks (2 operations a weight) and one training step of the dictionary: encode,
-# decode and three gradients, 2·d_in·d_sae each if all of it is dense. The benchmark of the store measures how much
-# longer harvesting takes than these bare forward passes; its newest result is read here.
+# decode and three gradients, 2·d_in·d_sae each if all of it is dense (only encoding has to read all latents). The
+# benchmark of the store measures how much longer harvesting takes than these bare forward passes; its newest result
+# is read here.
 
 # %%
 newest = sorted(Path("../benchmarks/results").glob("harvest-*.json"))[-1]

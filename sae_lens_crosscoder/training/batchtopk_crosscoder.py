@@ -16,7 +16,6 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
 from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch
-from sae_lens_crosscoder.training.sparse.ties import largest
 
 _THRESHOLD_STATE = ("topk_threshold", "topk_threshold_weight")
 
@@ -147,10 +146,18 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
 
     def _largest(self, scores: Float[Tensor, "... d_sae"]) -> Bool[Tensor, "... d_sae"]:
         """Where the largest scores of the batch stand, in every group as many as its share of k says."""
-        n_tokens = scores.shape[:-1].numel()
-        groups = zip(scores.split(self.cfg.group_sizes, dim=-1), self._group_ks, strict=True)
-        kept = [largest(group.flatten(), int(k * n_tokens)).reshape(group.shape) for group, k in groups]
+        n_rows = scores.shape[:-1].numel()
+        kept: list[Tensor] = []
+        for group, k in zip(scores.split(self.group_sizes, dim=-1), self._group_ks, strict=True):
+            rows = torch.arange(n_rows, device=scores.device).repeat_interleave(group.shape[-1])
+            n = int(k * self.division.n_tokens(n_rows))
+            kept.append(self.division.largest_of_batch(group.flatten(), rows, n, n_rows).reshape(group.shape))
         return torch.cat(kept, dim=-1)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Numbers of latents that are here and are selected together."""
+        return self.shard.counts(self.cfg.group_sizes)
 
     @property
     def _group_ks(self) -> list[float]:
@@ -170,15 +177,20 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         """The largest of the batch in every group."""
         found: list[ScoredPairs] = []
         start = 0
-        for size, k, selection in zip(self.cfg.group_sizes, self._group_ks, self._selections, strict=True):
-            found.append(selection.select(encoder, slice(start, start + size), int(k * encoder.n_rows)))
+        for size, k, selection in zip(self.group_sizes, self._group_ks, self._selections, strict=True):
+            n = int(k * self.division.n_tokens(encoder.n_rows))
+            pairs = selection.select(encoder, slice(start, start + size), n)
+            if self.division.ranks.is_several:
+                rows = pairs.flat // encoder.d_sae
+                pairs = pairs.where(self.division.largest_of_batch(pairs.scores, rows, n, encoder.n_rows))
+            found.append(pairs)
             start += size
         return found[0] if len(found) == 1 else found[0].joined(found[1]).in_order()
 
     def _score_thresholds(self) -> Float[Tensor, " d_sae"]:
         """The threshold theta of every latent's group."""
-        sizes = torch.tensor(self.cfg.group_sizes, device=self.topk_threshold.device)
-        return self.topk_threshold.repeat_interleave(sizes, output_size=self.cfg.d_sae)
+        sizes = torch.tensor(self.group_sizes, device=self.topk_threshold.device)
+        return self.topk_threshold.repeat_interleave(sizes, output_size=len(self.shard))
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -196,7 +208,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
     def update_topk_threshold(self, feature_acts: Float[Tensor, "batch d_sae"]) -> None:
         """Move each group's threshold towards the smallest score that the batch kept of it."""
         rate = self.cfg.topk_threshold_lr
-        smallest = self._smallest_scores(feature_acts)
+        smallest = self.division.least(self._smallest_scores(feature_acts))
         weight = (1 - rate) * self.topk_threshold_weight + rate
         average = (self.topk_threshold * self.topk_threshold_weight * (1 - rate) + smallest * rate) / weight
         # A batch without a positive code says nothing about the threshold.
@@ -210,10 +222,12 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         norms = self.decoder_norms().double()
         if not feature_acts.is_sparse:
             kept = torch.where(feature_acts > 0, feature_acts.double() * norms, torch.inf)
-            return torch.stack([group.min() for group in kept.split(self.cfg.group_sizes, dim=-1)])
+            none = kept.new_full((1,), torch.inf)  # a rank may hold no latent of a group
+            groups = kept.split(self.group_sizes, dim=-1)
+            return torch.stack([torch.cat([group.flatten(), none]).min() for group in groups])
         latents, acts = feature_acts.indices()[1], feature_acts.values()
         scores = torch.where(acts > 0, acts.double() * norms[latents], torch.inf)
-        ends = torch.tensor(self.cfg.group_sizes, device=latents.device).cumsum(0)
+        ends = torch.tensor(self.group_sizes, device=latents.device).cumsum(0)
         group = torch.bucketize(latents, ends, right=True)
         return scores.new_full((len(ends),), torch.inf).scatter_reduce_(0, group, scores, "amin")
 

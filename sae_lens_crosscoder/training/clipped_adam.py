@@ -30,20 +30,25 @@ def make_fused(optimizer: Adam) -> None:
                     state[name] = torch.empty_like(weight).copy_(moment)
 
 
-def clipped_step(optimizer: Adam, max_norm: float) -> None:
+def clipped_step(optimizer: Adam, max_norm: float, norm: Tensor | None = None) -> None:
     """Divide all gradients by max(1, norm / max_norm), as `clip_grad_norm_` does, and make Adam's step.
 
     Fused Adam divides while it reads a gradient. It takes the divisor in float32, which is too coarse for gradients in
     float64: these are clipped beforehand.
+
+    Args:
+        optimizer: Of the weights.
+        max_norm: The longest that all gradients together may be.
+        norm: How long they are, if other processes have some of them.
     """
     weights: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) if norm is None else norm
     is_fused = all(group["fused"] for group in optimizer.param_groups)
     if not is_fused or any(gradient.dtype == torch.float64 for gradient in gradients):
-        torch.nn.utils.clip_grad_norm_(weights, max_norm)
+        torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
         optimizer.step()
         return
-    norm = torch.nn.utils.get_total_norm(gradients)
     scaled = cast(Any, optimizer)
     scaled.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1).float()
     with _in_memory_order(optimizer, weights):

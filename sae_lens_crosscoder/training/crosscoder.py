@@ -22,7 +22,9 @@ from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.training.difference_loss import difference_weighted_errors
 from sae_lens_crosscoder.training.geometric_median import geometric_median
-from sae_lens_crosscoder.training.latent_layout import LatentLayout
+from sae_lens_crosscoder.training.latent_layout import LatentLayout, check_widths
+from sae_lens_crosscoder.training.parallel.division import Division
+from sae_lens_crosscoder.training.parallel.latent_shard import LatentShard
 from sae_lens_crosscoder.training.sparse.encoder import EncoderPrecision
 
 CANONICAL_NORMS = "canonical_norms"
@@ -146,7 +148,7 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
             do not fit the sources.
         """
         check_widths(self.source_widths, self.d_in)
-        _ = self.layout
+        self.layout.check_written()
         if self.difference_weight != 0 and (len(self.source_widths) != 2 or len(set(self.source_widths)) != 1):
             raise ConfigError(
                 f"difference_weight={self.difference_weight} compares two sources of equal width, not of widths "
@@ -176,7 +178,9 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
 
     def __init__(self, cfg: T_TRAINING_CROSSCODER_CONFIG, use_error_term: bool = False) -> None:
         cfg.check_sources()
-        self._layout = cfg.layout
+        self.layout = cfg.layout
+        self.division = Division()
+        """How steps are divided over ranks."""
         self._held_weights: dict[str, weakref.ref[nn.Parameter]] = {}
         super().__init__(cfg, use_error_term)
         if cfg.difference_weight != 0:
@@ -192,17 +196,28 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         if cfg.decoder_init_norm is not None:
             slices = rows.split(cfg.source_widths, dim=-1)
             rows = torch.cat([part * (cfg.decoder_init_norm / part.norm(dim=-1, keepdim=True)) for part in slices], -1)
-        self._layout.tie_(rows)
-        self._layout.clear_decoder_(rows)
+        self.layout.tie_(rows)
+        self.layout.clear_decoder_(rows)
         columns = rows.clone().T  # a latent's encoder weights are contiguous: they are read and updated together
-        self._layout.clear_encoder_(columns)
+        self.layout.clear_encoder_(columns)
         self.W_dec, self.W_enc = nn.Parameter(rows), nn.Parameter(columns)
         for name in self.encoder_bias_names:
             setattr(self, name, nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)))
 
+    @property
+    def shard(self) -> LatentShard:
+        """The latents that are here."""
+        return self.division.shard(self.cfg.d_sae)
+
     def pre_activations(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """X W_enc + b_enc."""
         return self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+
+    @override
+    def decode(self, feature_acts: Float[Tensor, "... n_here"]) -> Float[Tensor, "... d_in"]:
+        """Codes times W_dec, plus b_dec."""
+        sae_out = self.hook_sae_recons(self.division.sum_of_latents(feature_acts @ self.W_dec) + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(sae_out), self.d_head)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -212,7 +227,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
 
     def hold_layout(self) -> None:
         """Keep gradients, and so weights and Adam moments, inside the layout; called before every step."""
-        if not self._layout.is_free:
+        if not self.layout.is_free:
             self._hold_layout()
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
@@ -236,13 +251,13 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
 
     def _cut_encoder_gradient(self, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        self._layout.clear_encoder_(gradient)
+        self.layout.clear_encoder_(gradient)
         return gradient
 
     def _cut_decoder_gradient(self, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        self._layout.clear_decoder_(gradient)
-        self._layout.sum_tied_(gradient)
+        self.layout.clear_decoder_(gradient)
+        self.layout.sum_tied_(gradient)
         return gradient
 
     def source_decoder_norms(self) -> Float[Tensor, "d_sae n_sources"]:
@@ -252,7 +267,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         """c_j, the decoder norm in training units that penalties and selection use, with gradient."""
         if self.cfg.decoder_norm == "none":
-            return self.W_dec.new_ones(self.cfg.d_sae)
+            return self.W_dec.new_ones(len(self.W_dec))
         norms = self.source_decoder_norms() * self.source_scales.to(self.W_dec.dtype)
         return norms.sum(dim=-1) if self.cfg.decoder_norm == "sum" else norms.norm(dim=-1)
 
@@ -362,7 +377,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         columns = self._by_column(factors)
         state["W_enc"] = state["W_enc"] / columns[:, None]
         state["W_dec"] = state["W_dec"] * columns
-        self._layout.tie_(state["W_dec"])  # equal up to the saved file's rounding
+        self.layout.tie_(state["W_dec"])  # equal up to the saved file's rounding
         state["b_dec"] = state["b_dec"] * columns
         state["source_scales"] = torch.ones_like(factors)
         self.load_state_dict(state)
@@ -379,19 +394,3 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     def canonical_norms(self) -> Float[Tensor, " d_sae"]:
         """n_j, by which latents are multiplied in the canonical form; without gradient."""
         return self.get_W_dec_norm()
-
-
-def check_widths(source_widths: Sequence[int], d_in: int) -> None:
-    """Raises:
-    ShapeError: The widths of the sources do not add up to `d_in`.
-    """
-    if not source_widths:
-        raise ShapeError(
-            f"source_widths is empty: it is unknown which of the d_in={d_in} columns belong to which source. Set "
-            "source_widths in the crosscoder's configuration, or pass sources to CrosscoderRunnerConfig, which does."
-        )
-    if sum(source_widths) != d_in or min(source_widths) < 1:
-        raise ShapeError(
-            f"d_in={d_in} is not the sum of the sources' widths {list(source_widths)} = {sum(source_widths)}. Set "
-            f"d_in={sum(source_widths)}, or correct the widths."
-        )

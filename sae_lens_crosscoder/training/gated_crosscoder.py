@@ -74,7 +74,7 @@ class GatedTrainingCrosscoder(L1TrainingCrosscoder[GatedTrainingCrosscoderConfig
         """The penalty on the gates and the reconstruction from them."""
         open_gates = torch.relu(hidden_pre)
         l1 = self.penalty(open_gates * self.decoder_norms().detach())
-        from_gates = open_gates @ self.W_dec.detach() + self.b_dec.detach()
+        from_gates = self.division.sum_of_latents(open_gates @ self.W_dec.detach()) + self.b_dec.detach()
         return {
             "l1_loss": step_input.coefficients["l1"] * l1,
             "auxiliary_reconstruction_loss": self.mse_loss_fn(from_gates, step_input.sae_in).sum(dim=-1).mean(),

@@ -151,7 +151,7 @@ class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCro
             active = Step.apply(hidden_pre, thresholds, self.cfg.jumprelu_bandwidth, False)
         losses = {"l0_loss": step_input.coefficients["l0"] * self.penalty(active)}
         if self.cfg.pre_act_loss_coefficient:
-            below = (torch.relu(thresholds - hidden_pre) * norms).sum(dim=-1).mean()
+            below = self.division.sum_of_latents((torch.relu(thresholds - hidden_pre) * norms).sum(dim=-1).mean())
             losses["pre_act_loss"] = self.cfg.pre_act_loss_coefficient * below
         return losses
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.training.parallel.latent_shard import LatentShard
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LatentLayout:
     Bricken 2025). Free latents are those of a usual crosscoder.
 
     Raises:
-        ConfigError: More latents than there are, a source that no latent writes or reads, an unknown source.
+        ConfigError: More latents than there are, exclusive latents of a source that is not read, an unknown source.
         ShapeError: Shared latents over sources of different width.
     """
 
@@ -63,8 +64,13 @@ class LatentLayout:
                 f"widths {list(self.widths)}. Set it to 0."
             )
         self._check_encoder_sources()
-        for source in range(n_sources):
-            if sum(counts) == self.d_sae and not self.n_shared and self.n_exclusive[source] == 0:
+
+    def check_written(self) -> None:
+        """Raises:
+        ConfigError: A source that no latent writes.
+        """
+        for source, n in enumerate(self.n_exclusive):
+            if sum(self.n_exclusive) == self.d_sae and n == 0:
                 raise ConfigError(
                     f"n_exclusive_latents={list(self.n_exclusive)} gives all d_sae={self.d_sae} latents to other "
                     f"sources: none would write source {source}, and it would never be reconstructed. Leave it some."
@@ -88,6 +94,11 @@ class LatentLayout:
     def is_free(self) -> bool:
         """Whether every latent may read and write everything."""
         return not (self.n_shared or any(self.n_exclusive) or self.encoder_sources)
+
+    def part(self, shard: LatentShard) -> LatentLayout:
+        """The layout of some of the latents."""
+        n_shared, *n_exclusive = shard.counts([self.n_shared, *self.n_exclusive])
+        return LatentLayout(len(shard), self.widths, n_shared, n_exclusive, self.encoder_sources)
 
     def unwritten_by_first(self, n_latents: int) -> list[int]:
         """Positions of the sources that none of the first latents may write."""
@@ -139,3 +150,19 @@ class LatentLayout:
             if n and owner != source:
                 yield slice(start, start + n)
             start += n
+
+
+def check_widths(source_widths: Sequence[int], d_in: int) -> None:
+    """Raises:
+    ShapeError: The widths of the sources do not add up to `d_in`.
+    """
+    if not source_widths:
+        raise ShapeError(
+            f"source_widths is empty: it is unknown which of the d_in={d_in} columns belong to which source. Set "
+            "source_widths in the crosscoder's configuration, or pass sources to CrosscoderRunnerConfig, which does."
+        )
+    if sum(source_widths) != d_in or min(source_widths) < 1:
+        raise ShapeError(
+            f"d_in={d_in} is not the sum of the sources' widths {list(source_widths)} = {sum(source_widths)}. Set "
+            f"d_in={sum(source_widths)}, or correct the widths."
+        )

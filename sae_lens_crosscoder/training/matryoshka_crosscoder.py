@@ -75,9 +75,11 @@ class MatryoshkaBatchTopKTrainingCrosscoder(BatchTopKTrainingCrosscoder):
             return output  # the sparse step has them
         reconstruction, start = self.b_dec, 0
         for width in self.cfg.matryoshka_widths:
-            reconstruction = reconstruction + output.feature_acts[:, start:width] @ self.W_dec[start:width]
+            here = slice(start, self.shard.position(width))
+            block = self.division.sum_of_latents(output.feature_acts[:, here] @ self.W_dec[here])
+            reconstruction = reconstruction + block
             inner = self.mse_loss_fn(reconstruction, step_input.sae_in).sum(dim=-1).mean()
             output.losses[f"inner_mse_loss_{width}"] = inner
             output.loss = output.loss + inner
-            start = width
+            start = here.stop
         return output

@@ -42,5 +42,6 @@ class PenalisedTrainingCrosscoder(TrainingCrosscoder[T_PENALISED_CONFIG], ABC):
 
     def penalty_of_sums(self, sums: Float[Tensor, " d_sae"], n_tokens: int) -> Float[Tensor, ""]:
         """The same from each latent's activity, summed over the tokens of a batch."""
-        shared, others = sums[: self.cfg.n_shared_latents], sums[self.cfg.n_shared_latents :]
-        return (self.cfg.shared_penalty_ratio * shared.sum() + others.sum()) / n_tokens
+        n_shared = self.shard.position(self.cfg.n_shared_latents)
+        here = self.cfg.shared_penalty_ratio * sums[:n_shared].sum() + sums[n_shared:].sum()
+        return self.division.sum_of_latents(here) / n_tokens

@@ -14,8 +14,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.selection import largest_of_rows
-from sae_lens_crosscoder.training.sparse.ties import largest
+from sae_lens_crosscoder.training.sparse.selection import largest_of_ranks, largest_of_rows
 
 
 @dataclass(kw_only=True)
@@ -64,7 +63,9 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
         """Latent activations and pre-activations."""
         hidden_pre = self.pre_activations(x)
         acts, scores = self.scores(hidden_pre)
-        return self.hook_sae_acts_post(acts * largest(scores, self.cfg.k)), hidden_pre
+        rows = scores.reshape(-1, scores.shape[-1])
+        kept = self.division.largest_of_rows(rows, self.cfg.k).reshape(scores.shape)
+        return self.hook_sae_acts_post(acts * kept), hidden_pre
 
     @property
     @override
@@ -75,7 +76,8 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
     @override
     def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
         """The k largest of every token."""
-        return largest_of_rows(encoder, self.cfg.k)
+        found = largest_of_rows(encoder, min(self.cfg.k, encoder.d_sae))
+        return largest_of_ranks(found, encoder, self.division, self.cfg.k) if self.division.splits_latents else found
 
     @override
     @torch.no_grad()

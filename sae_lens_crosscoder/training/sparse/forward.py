@@ -38,7 +38,7 @@ class SparseCodes:
     @classmethod
     def of(cls, sae: TrainingCrosscoder[T_TRAINING_CROSSCODER_CONFIG], x: Tensor, found: ScoredPairs) -> SparseCodes:
         """The codes of pairs that were found in the encoder's inputs x."""
-        pairs = ActivePairs(found.flat, len(x), sae.cfg.d_sae)
+        pairs = ActivePairs(found.flat, len(x), len(sae.W_dec))
         return cls(pairs, encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc))
 
 
@@ -78,7 +78,7 @@ def reconstructions(
         block = torch.bucketize(pairs.latents, ends, right=True)
         flat, order = (pairs.flat + block * (n_tokens * pairs.n_latents)).sort()
         pairs, acts = ActivePairs(flat, n_tokens * len(widths), pairs.n_latents), acts[order]
-    parts = decode_pairs(pairs, acts, sae.W_dec).split(n_tokens)
+    parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec)).split(n_tokens)
     return itertools.accumulate(parts, initial=sae.b_dec)
 
 
@@ -98,7 +98,8 @@ def sparse_output(
         aux_losses: The architecture's own losses, from the reconstruction.
         prefix_widths: Numbers of first latents whose reconstructions are losses too.
     """
-    _, *inner, sae_out = reconstructions(sae, codes, [*prefix_widths, sae.cfg.d_sae])
+    ends = [sae.shard.position(width) for width in [*prefix_widths, sae.cfg.d_sae]]
+    _, *inner, sae_out = reconstructions(sae, codes, ends)
 
     def error(reconstruction: Tensor) -> Tensor:
         return sae.mse_loss_fn(reconstruction, step_input.sae_in).sum(dim=-1).mean()

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
 from sae_lens_crosscoder.training.sparse.ties import largest
 
@@ -36,6 +37,9 @@ class LargestOfBatch:
             latents: The latents that are selected among.
             n: Pairs that stay.
         """
+        if latents.stop == latents.start:
+            none = encoder.x.new_empty(0)
+            return ScoredPairs(none.long(), none, none)
         for start in (self.start, 0.7 * self.start, 0.0):
             pool, bound = self._above(encoder, latents, n, start)
             n_reached = int((pool.scores >= bound).sum())
@@ -107,6 +111,16 @@ def largest_of_rows(encoder: PairEncoder, k: int) -> ScoredPairs:
         found.append(encoder.candidates(bounds, rows, latents, encoder.least_scores(kth, rows)))
     scored = _scored(encoder, found)
     return scored.where(_largest_of_each(scored, encoder, k))
+
+
+def largest_of_ranks(found: ScoredPairs, encoder: PairEncoder, division: Division, k: int) -> ScoredPairs:
+    """The pairs that are among the k largest of their row on all ranks, out of the k largest on this one."""
+    rows = found.flat // encoder.d_sae
+    counts = torch.bincount(rows, minlength=encoder.n_rows)
+    column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    scores = found.scores.new_zeros(encoder.n_rows, k)
+    scores[rows, column] = found.scores
+    return found.where(division.largest_of_rows(scores, k)[rows, column])
 
 
 def positive_pairs(encoder: PairEncoder, max_share: float) -> ScoredPairs | None:

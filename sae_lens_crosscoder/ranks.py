@@ -48,6 +48,14 @@ class Ranks:
         dist.all_gather(parts, values)
         return parts
 
+    @torch.no_grad()
+    def copy_first(self, values: Tensor) -> None:
+        """Write the first rank's tensor into that of every rank."""
+        if self.is_several:
+            sent = values.detach().contiguous()
+            dist.broadcast(sent, src=0)
+            values.copy_(sent)
+
     def from_first(self, value: Any) -> Any:
         """What the first rank has; a picklable object."""
         if not self.is_several:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_crosscoder.activations.harvest_thread import HarvestThread
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
+from sae_lens_crosscoder.ranks import Ranks
 
 
 class TrainingBatches(Iterator[Tensor]):
@@ -43,3 +45,39 @@ class TrainingBatches(Iterator[Tensor]):
         """End the thread."""
         if self._thread is not None:
             self._thread.close()
+
+
+class ShardedBatches(Iterator[Tensor]):
+    """Batches to which every shard of the data gives an equal part, in the order of shards.
+
+    Each rank has equally many shards, so the batches depend on the number of shards alone, not on that of the ranks.
+
+    Args:
+        shards: The batches of this rank's shards.
+        ranks: All ranks.
+        gathers: Whether to give whole batches, or this rank's part of them.
+    """
+
+    def __init__(self, shards: Sequence[TrainingBatches], ranks: Ranks, gathers: bool) -> None:
+        self._shards, self._ranks, self._gathers = shards, ranks, gathers
+
+    def __next__(self) -> Float[Tensor, "batch d_in"]:
+        parts = [next(shard) for shard in self._shards]
+        here = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(self._ranks.gather(here)) if self._gathers and self._ranks.is_several else here
+
+    def whole(self) -> ShardedBatches:
+        """The same stream of batches, each of them whole."""
+        return ShardedBatches(self._shards, self._ranks, gathers=True)
+
+    def paused(self) -> ExitStack:
+        """Keep all threads from the stores and the models inside the `with` block, in which nothing is taken."""
+        stack = ExitStack()
+        for shard in self._shards:
+            stack.enter_context(shard.paused())
+        return stack
+
+    def close(self) -> None:
+        """End all threads."""
+        for shard in self._shards:
+            shard.close()

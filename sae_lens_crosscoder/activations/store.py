@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
 from jaxtyping import Float, Int
 from sae_lens import ActivationsStore
 from safetensors import safe_open
@@ -73,6 +75,9 @@ class PairedActivationsStore(ActivationsStore):
         cfg: StoreConfig,
     ) -> None:
         weights = mixture_weights(datasets)
+        if cfg.n_shards > 1:
+            documents = [split_dataset_by_node(cast(Any, data), cfg.shard, cfg.n_shards) for data in documents]
+        seed = cfg.seed + cfg.shard
         pack_texts, row_length = None, cfg.sequence_format.context_size
         if model.aligner is not None:
             cfg.check_for_own_tokens()
@@ -110,7 +115,7 @@ class PairedActivationsStore(ActivationsStore):
             warnings.filterwarnings("ignore", message="pretokenized dataset has context_size")
             super().__init__(
                 model=model,
-                dataset=mix(training, weights, cfg.seed),
+                dataset=mix(training, weights, seed),
                 streaming=True,
                 hook_name=JOINT_HOOK_NAME,
                 hook_head_index=None,
@@ -131,7 +136,7 @@ class PairedActivationsStore(ActivationsStore):
             )
         self.cfg = cfg
         self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
-        self.generator = torch.Generator().manual_seed(cfg.seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self.n_batches_served = 0
         self.n_epochs_finished = 0
         self._n_rows_in_epoch = 0
@@ -143,6 +148,7 @@ class PairedActivationsStore(ActivationsStore):
         model: JointModel,
         cfg: DescribesStore,
         override_dataset: Documents | Mapping[str, Documents] | None = None,
+        shard: int = 0,
     ) -> PairedActivationsStore:
         """The store that a runner configuration describes.
 
@@ -150,12 +156,13 @@ class PairedActivationsStore(ActivationsStore):
             model: The joint model.
             cfg: The run's configuration.
             override_dataset: Data sets in memory: one, or one for each label of `cfg.datasets`.
+            shard: Which part of the documents it reads, if they are divided.
 
         Raises:
             ConfigError: Labels of `override_dataset` that are not those of `cfg.datasets`.
         """
         datasets, documents = _open(cfg.dataset_configs, override_dataset)
-        return cls(model, documents, datasets, cfg.store_config(model.tokenizer))
+        return cls(model, documents, datasets, replace(cfg.store_config(model.tokenizer), shard=shard))
 
     def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "*rows _d_part"]]:
         """Activations of the tokens, one tensor for each part of the joint activation, not yet concatenated."""

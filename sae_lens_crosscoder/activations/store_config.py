@@ -63,6 +63,12 @@ class StoreConfig:
     cached_activations_path: str | None = None
     """Cache of joint activations to read in place of running the models (see `disk_cache`); None runs them."""
 
+    n_shards: int = 1
+    """Parts into which the documents are divided, each with a store of its own."""
+
+    shard: int = 0
+    """Which of the parts this store reads."""
+
     n_ahead_prompts: int = 0
     """Sequences that can be harvested ahead of the batches beside those whose room served batches leave."""
 

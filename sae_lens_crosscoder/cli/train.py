@@ -41,13 +41,17 @@ def add(commands: Commands) -> None:
 
 def _train(options: Namespace) -> None:
     from sae_lens_crosscoder.training import CrosscoderTrainingRunner
+    from sae_lens_crosscoder.training.parallel.joining import leave
 
     cfg = run_config(options, **({} if options.resume is None else {"resume_from_checkpoint": options.resume}))
     try:
-        CrosscoderTrainingRunner(cfg).run()
+        runner = CrosscoderTrainingRunner(cfg)
+        runner.run()
     except FinishedError as error:
         if options.resume is None:
             raise
         print(error)  # whoever restarts a job until it is done must see that it is
         return
-    print(f"The crosscoder is in {cfg.output_path}.")
+    if runner.ranks.is_first:
+        print(f"The crosscoder is in {cfg.output_path}.")
+    leave()

@@ -180,7 +180,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         for size, k, selection in zip(self.group_sizes, self._group_ks, self._selections, strict=True):
             n = int(k * self.division.n_tokens(encoder.n_rows))
             pairs = selection.select(encoder, slice(start, start + size), n)
-            if self.division.ranks.is_several:
+            if self.division.is_divided:
                 rows = pairs.flat // encoder.d_sae
                 pairs = pairs.where(self.division.largest_of_batch(pairs.scores, rows, n, encoder.n_rows))
             found.append(pairs)

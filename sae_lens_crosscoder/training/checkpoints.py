@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from sae_lens_crosscoder._saelens import ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME
-from sae_lens_crosscoder.errors import DamagedError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, NotFoundError
 from sae_lens_crosscoder.files import existing_folder, remove_leftovers
 from sae_lens_crosscoder.manifest import check_manifest, read_manifest
 
@@ -18,6 +18,27 @@ RUN = "run"
 """What the manifest of a checkpoint, and of a finished crosscoder, calls the fingerprint of the configuration."""
 
 logger = logging.getLogger(__name__)
+
+
+def store_state_filename(shard: int) -> str:
+    """The file with the state of one data shard's activation store; SAELens's own name for the first."""
+    name = Path(ACTIVATIONS_STORE_STATE_FILENAME)
+    return name.name if shard == 0 else f"{name.stem}_{shard}{name.suffix}"
+
+
+def store_state(checkpoint: str | Path, shard: int) -> Path:
+    """The file in a checkpoint with the state of one data shard.
+
+    Raises:
+        ConfigError: The checkpoint is of a run with fewer data shards.
+    """
+    path = Path(checkpoint) / store_state_filename(shard)
+    if not path.is_file():
+        raise ConfigError(
+            f"{checkpoint} holds no state of data shard {shard} ({path.name}): it was written with a smaller "
+            "n_data_shards, and the run would see other batches. Resume with the checkpoint's n_data_shards."
+        )
+    return path
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -29,13 +29,16 @@ class RunNeeds:
     batch: int
     """One training batch."""
 
+    n_weight_parts: int
+    """Processes among which the weights are divided."""
+
     checkpoints: int
     """How many checkpoints are on disk at once, at most: those kept and the one being written."""
 
     @property
     def training(self) -> int:
-        """Memory of weights, gradients and Adam's moments, and of a batch with its reconstruction and residual."""
-        return _COPIES * self.weights + 3 * self.batch
+        """Memory of one process: weights, gradients and Adam's moments, a batch, its reconstruction and residual."""
+        return _COPIES * self.weights // self.n_weight_parts + 3 * self.batch
 
     @property
     def checkpoint(self) -> int:
@@ -43,8 +46,8 @@ class RunNeeds:
         return 3 * self.weights + self.buffer
 
     @classmethod
-    def of(cls, cfg: CrosscoderRunnerConfig[Any]) -> RunNeeds:
-        """The needs of a run."""
+    def of(cls, cfg: CrosscoderRunnerConfig[Any], n_processes: int = 1) -> RunNeeds:
+        """The needs of a run by so many processes."""
         sae = cfg.sae
         assert cfg.train_batch_size_tokens is not None
         n_weights = 2 * sae.d_in * sae.d_sae + sae.d_in + sae.d_sae
@@ -55,28 +58,30 @@ class RunNeeds:
             weights=n_weights * _itemsize(sae.dtype),
             buffer=cfg.buffer_tokens * row,
             batch=cfg.train_batch_size_tokens * sae.d_in * _itemsize(sae.dtype),
+            n_weight_parts=n_processes if cfg.dictionary_layout == "sharded" else 1,
             checkpoints=0 if cfg.checkpoint_path is None else planned + int(cfg.save_final_checkpoint),
         )
 
 
-def check_needs(cfg: CrosscoderRunnerConfig[Any]) -> None:
-    """Refuse a run that cannot fit.
+def check_needs(cfg: CrosscoderRunnerConfig[Any], n_processes: int = 1) -> None:
+    """Refuse a run that cannot fit, by so many processes that each have a device of their own.
 
     Raises:
         ConfigError: A device has less memory free than the dictionary and the buffer take, or a disk less room than
             the checkpoints and the result; the message holds the numbers and the fields that lower them.
     """
-    needs = RunNeeds.of(cfg)
+    needs = RunNeeds.of(cfg, n_processes)
     on_device: dict[str, int] = defaultdict(int)
     on_device[cfg.device] += needs.training
-    on_device[cfg.act_store_device or cfg.device] += needs.buffer
+    on_device[cfg.act_store_device or cfg.device] += needs.buffer // n_processes
     for device, wanted in on_device.items():
         free = available_memory(device)
         if wanted > free:
             raise ConfigError(
                 f"The run takes at least {in_gb(wanted)} of memory on {device}, where {in_gb(free)} are free: weights, "
-                f"gradients and Adam's moments have {in_gb(_COPIES * needs.weights)}, the buffer has "
-                f"{in_gb(needs.buffer)}, and the models come on top. Lower d_sae, n_batches_in_buffer or context_size, "
+                f"gradients and Adam's moments have {in_gb(_COPIES * needs.weights // needs.n_weight_parts)}, the "
+                f"buffer has {in_gb(needs.buffer // n_processes)}, and the models come on top. Lower d_sae, "
+                "n_batches_in_buffer or context_size, "
                 "or set buffer_dtype='bfloat16'."
             )
     _check_disk(cfg, needs)

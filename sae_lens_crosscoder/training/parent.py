@@ -26,7 +26,7 @@ from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS, TrainingCrosscoder
-from sae_lens_crosscoder.training.runner_config import sae_config
+from sae_lens_crosscoder.training.sae_config import sae_config
 from sae_lens_crosscoder.training.saved_run import SavedRun
 
 

@@ -23,22 +23,34 @@ from safetensors.torch import save_file
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
-    ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SPARSITY_FILENAME,
     ActivationScaler,
 )
-from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler, TrainingBatches
+from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler
+from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
 from sae_lens_crosscoder.errors import ConfigError, FinishedError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import check_writable, existing_folder, remove_leftovers, write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
 from sae_lens_crosscoder.manifest import write_manifest
-from sae_lens_crosscoder.training.checkpoints import AUTO, RUN, check_checkpoint, is_finished, newest_whole_checkpoint
+from sae_lens_crosscoder.training.checkpoints import (
+    AUTO,
+    RUN,
+    check_checkpoint,
+    is_finished,
+    newest_whole_checkpoint,
+    store_state,
+    store_state_filename,
+)
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.needs import check_needs
+from sae_lens_crosscoder.training.parallel.division import division_for
+from sae_lens_crosscoder.training.parallel.joining import join, place
+from sae_lens_crosscoder.training.parallel.layouts import check_processes
+from sae_lens_crosscoder.training.parallel.weights import divide
 from sae_lens_crosscoder.training.parent import Parent, load_parent, load_training_sae
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
@@ -87,12 +99,11 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         # SAELens's __init__ builds its own store and evaluator, so it is not called.
         self.cfg = cfg
         self._run = cfg.fingerprint
-        for folder in (cfg.output_path, cfg.checkpoint_path):
-            if folder is not None:
-                check_writable(folder)
-                remove_leftovers(folder)
-        _choose_checkpoint(cfg)
-        check_needs(cfg)
+        self.ranks = join(cfg.device, cfg.process_timeout_seconds)
+        check_processes(self.ranks.n, cfg.n_data_shards)
+        place(cfg, self.ranks)
+        self._prepare_folders()
+        check_needs(cfg, self.ranks.n)
         if override_model is not None and override_model.sources.unscaled() != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "
@@ -103,12 +114,21 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         device = cfg.llm_device or cfg.device
         self.model = override_model or JointModel.from_pretrained(cfg.joint_sources, default_device=device)
         self._compile_llm_if_needed()
-        self.activations_store = PairedActivationsStore.from_config(self.model, cfg, override_dataset)
+        self._stores = [
+            PairedActivationsStore.from_config(self.model, cfg, override_dataset, shard) for shard in self._shards
+        ]
+        self.activations_store = self._stores[0]
+        self._join_eval_sequences()
         self._parent: Parent | None = None
         self.sae = override_sae if override_sae is not None else self._new_sae()
         self._starts_trained = override_sae is not None or cfg.from_pretrained_path is not None
         if self._starts_trained:
             self._adopt_sae_config()
+        if self.ranks.is_several and not isinstance(self.sae, TrainingCrosscoder):
+            raise ConfigError(
+                f"{self.sae.cfg.architecture()} cannot be trained by several processes, only crosscoders can: each "
+                "process would train one of its own. Start one process."
+            )
         self.sae.to(cfg.device)
         self.evaluator = self._new_evaluator()
 
@@ -121,7 +141,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         """
         self._set_sae_metadata()
         logger = self.cfg.logger
-        if logger.log_to_wandb:
+        if logger.log_to_wandb and self.ranks.is_first:
             wandb.init(
                 project=logger.wandb_project,
                 entity=logger.wandb_entity,
@@ -131,18 +151,27 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             )
         checkpoint = self.cfg.resume_from_checkpoint
         if checkpoint is not None:
-            self.activations_store.load_from_checkpoint(checkpoint)
-        batches = TrainingBatches(self.activations_store, bool(self.cfg.prefetch_llm_batches))
+            for shard, store in zip(self._shards, self._stores, strict=True):
+                store.load(str(store_state(checkpoint, shard)))
+            self.sae.load_weights_from_checkpoint(checkpoint)
+        division = division_for(self.cfg.dictionary_layout, self.ranks)
+        if isinstance(self.sae, TrainingCrosscoder) and division.is_divided:
+            divide(self.sae, division)
+        # Threads of several stores would run the same models at once.
+        in_background = bool(self.cfg.prefetch_llm_batches) and len(self._stores) == 1
+        shards = [TrainingBatches(store, in_background) for store in self._stores]
+        batches = ShardedBatches(shards, self.ranks, gathers=not division.splits_tokens)
         try:
             trainer = self._new_trainer(batches)
             if checkpoint is not None:
                 trainer.load_trainer_state(checkpoint)
-                self.sae.load_weights_from_checkpoint(checkpoint)
             self._compile_sae_if_needed()
             with _stops_on_signal(trainer):
                 sae = trainer.fit()
         finally:
             batches.close()
+        if not self.ranks.is_first:
+            return sae
         _write_sources(sae, self.model.sources.with_activation_scales(trainer.folded_scales))
         if self.cfg.output_path is not None:
             self._save_output(sae, Path(self.cfg.output_path), trainer)
@@ -205,16 +234,43 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         # A copy: the end of training changes the crosscoder's own, and the run's is saved as it began.
         self.cfg.sae = copy.deepcopy(given)
 
+    @property
+    def _shards(self) -> range:
+        """The data shards of this process."""
+        n = self.cfg.n_data_shards // self.ranks.n
+        return range(self.ranks.rank * n, (self.ranks.rank + 1) * n)
+
+    def _prepare_folders(self) -> None:
+        if self.ranks.is_first:
+            for folder in (self.cfg.output_path, self.cfg.checkpoint_path):
+                if folder is not None:
+                    check_writable(folder)
+                    remove_leftovers(folder)
+            _choose_checkpoint(self.cfg)
+        paths = self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
+        self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.from_first(paths)
+
+    def _join_eval_sequences(self) -> None:
+        """Give the first store the held-out sequences of all shards."""
+        if self.cfg.n_data_shards > 1:
+            of_ranks = self.ranks.of_each([store.eval_sequences for store in self._stores])
+            heads = [head for of_rank in of_ranks for head in of_rank]
+            self.activations_store.eval_sequences = {
+                title: torch.cat([head[title] for head in heads]) for title in heads[0]
+            }
+
     def _new_evaluator(self) -> CrosscoderEvaluator | None:
         if self.activations_store.cfg.n_eval_sequences == 0:
             return None
         return CrosscoderEvaluator.from_store(self.activations_store, self.cfg.eval_batch_size_prompts)
 
-    def _new_trainer(self, batches: TrainingBatches) -> CrosscoderTrainer:
+    def _new_trainer(self, batches: ShardedBatches) -> CrosscoderTrainer:
         def save_run_state(folder: Path) -> None:
             with batches.paused():
-                self.activations_store.save(str(folder / ACTIVATIONS_STORE_STATE_FILENAME))
-            write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
+                for shard, store in zip(self._shards, self._stores, strict=True):
+                    store.save(str(folder / store_state_filename(shard)))
+            if self.ranks.is_first:
+                write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
 
         per_source = isinstance(self.sae, TrainingCrosscoder)
         scaler = SourceScaler(self.model.sources) if per_source else ActivationScaler()
@@ -222,6 +278,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             self._parent.set_scales(scaler)
         parts = TrainerParts(
             batches=batches,
+            whole_batches=batches.whole(),
             scaler=scaler,
             sources=self.model.sources,
             starts_trained=self._starts_trained,

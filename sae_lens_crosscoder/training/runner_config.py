@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
 from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription, origin_of
 from sae_lens_crosscoder.errors import ConfigError, ShapeError, first_line
@@ -24,7 +23,9 @@ from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.devices import check_device
+from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout, check_data_shards, check_dictionary_layout
 from sae_lens_crosscoder.training.recipes import recipe_for
+from sae_lens_crosscoder.training.sae_config import sae_config
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
@@ -33,6 +34,7 @@ _NO_PART_OF_THE_RESULT = {
     *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
     *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
     *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
+    *("dictionary_layout", "process_timeout_seconds"),
 }
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
@@ -86,6 +88,18 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     n_kept_checkpoints: int | None = None
     """How many checkpoints to keep, the newest; older ones are removed when a new one is whole. None keeps all."""
+
+    n_data_shards: int = 1
+    """Parts into which the documents are divided, each with a buffer and random numbers of its own; a batch has an
+    equal part of each. `torchrun` needs a multiple of its number of processes, on which the result does not depend."""
+
+    dictionary_layout: DictionaryLayout = "replicated"
+    """Where `torchrun` starts several processes: "replicated" gives each the whole dictionary and a part of each batch,
+    and exchanges gradients; "sharded" gives each a part of the latents and the whole batch, and exchanges activations
+    and reconstructions. The result is the same."""
+
+    process_timeout_seconds: int = 1800
+    """How long a process waits for the others before the run ends with an error; evaluations have to be shorter."""
 
     overwrite_output: bool = False
     """Whether a crosscoder that is in `output_path` already may be replaced."""
@@ -202,9 +216,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
         return StoreConfig(
             sequence_format=self.sequence_format,
-            batch_size_tokens=self.train_batch_size_tokens,
+            batch_size_tokens=self.train_batch_size_tokens // self.n_data_shards,
             batch_size_prompts=self.store_batch_size_prompts,
-            buffer_tokens=self.buffer_tokens,
+            buffer_tokens=self.buffer_tokens // self.n_data_shards,
             mix_fraction=self.activations_mixing_fraction,
             dtype=self.dtype,
             buffer_dtype=self.buffer_dtype,
@@ -213,7 +227,8 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             excluded_tokens=excluded_token_ids(False if excludes_own else self.exclude_special_tokens, tokenizer),
             excludes_special_tokens=excludes_own,
             max_norm_multiple=self.max_activation_norm_multiple,
-            n_eval_sequences=self.n_eval_batches * batch_size_prompts,
+            n_eval_sequences=-(-self.n_eval_batches * batch_size_prompts // self.n_data_shards),
+            n_shards=self.n_data_shards,
             seqpos_slice=self.seqpos_slice,
             autocast_lm=self.autocast_lm,
             cached_activations_path=self.cached_activations_path if self.use_cached_activations else None,
@@ -339,6 +354,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         CacheDescription.load(path).check_readable(path, origin, 0)
 
     def _check_values(self) -> None:
+        check_dictionary_layout(self.dictionary_layout)
         for name in ("dtype", "buffer_dtype"):
             value = getattr(self, name)
             if value is not None and value not in _DTYPES:
@@ -377,23 +393,4 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             # A parent's penalty is in force already: it does not rise from 0 again.
             self.sae.fill_in_schedule(n_steps if self.from_pretrained_path is None else 0)
             self.sae.check_batch_size(self.train_batch_size_tokens)
-
-
-def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
-    """The training configuration of an architecture from its fields.
-
-    Raises:
-        ConfigError: An unknown architecture or field.
-    """
-    name = str(values["architecture"])
-    try:
-        config_class = get_sae_training_class(name)[1]
-    except KeyError:
-        raise ConfigError(
-            f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
-        ) from None
-    given = {name: value for name, value in values.items() if name != "architecture"}
-    if not isinstance(given.get("metadata", {}), Mapping):
-        raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")
-    fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
-    return config_class.from_dict({**fields, "architecture": name})
+        check_data_shards(self.n_data_shards, self.train_batch_size_tokens, self.use_cached_activations)

@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
     ActivationScaler,
     SAETrainerConfig,
@@ -25,12 +27,20 @@ from sae_lens_crosscoder._saelens import (
 )
 from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInterrupted
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
-from sae_lens_crosscoder.files import existing_folder, written_aside
+from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
 from sae_lens_crosscoder.training.clipped_adam import clipped_step, make_fused
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.parallel.curve import complete_row, whole_output
+from sae_lens_crosscoder.training.parallel.division import Division
+from sae_lens_crosscoder.training.parallel.trainer_state import (
+    folder_of_all,
+    keep_own_part,
+    whole_state,
+)
+from sae_lens_crosscoder.training.parallel.weights import complete_gradients, gathered, whole_crosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
 
 _MAX_GRADIENT_NORM = 1.0  # SAELens's
@@ -53,6 +63,9 @@ class TrainerParts:
 
     starts_trained: bool = False
     """Whether the crosscoder goes on from trained weights, so that none of them is set from the first batch."""
+
+    whole_batches: Iterator[Tensor] | None = None
+    """The same batches whole, if `batches` gives this process's part of each; None if it gives whole ones."""
 
     evaluator: CrosscoderEvaluator | None = None
     """Measures the crosscoder while it trains."""
@@ -82,12 +95,19 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         parts: What it works with.
     """
 
+    sae: TrainingSAE[Any]
+
     def __init__(self, cfg: SAETrainerConfig, sae: TrainingSAE[Any], parts: TrainerParts) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=parts.batches, evaluator=parts.evaluator)
         make_fused(self.optimizer)
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
+        self.division = sae.division if isinstance(sae, TrainingCrosscoder) else Division()
+        if self.division.splits_latents:
+            n_here = len(self.division.shard(sae.cfg.d_sae))
+            self.act_freq_scores = self.act_freq_scores.new_zeros(n_here)
+            self.n_forward_passes_since_fired = self.act_freq_scores.clone()
         self.folded_scales = [1.0] * len(parts.sources)
         """The factor of each source that is folded into the weights."""
 
@@ -106,7 +126,14 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
-            tqdm(total=total, initial=self.n_training_samples, desc="Training", unit="tok", unit_scale=True) as bar,
+            tqdm(
+                total=total,
+                initial=self.n_training_samples,
+                desc="Training",
+                unit="tok",
+                unit_scale=True,
+                disable=not self.division.ranks.is_first,
+            ) as bar,
         ):
             while self.n_training_samples < total:
                 self._log(self.maybe_reset_sparsity())
@@ -120,17 +147,25 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 if self._is_evaluation_step():
                     evaluations.write(self.n_training_steps + 1, self._evaluate())
                 self.n_training_steps += 1
-                bar.update(len(output.sae_in))
+                bar.update(self.division.n_tokens(len(output.sae_in)))
                 self._checkpoint_if_needed()
-                if self.stop_requested and self.n_training_samples < total:
+                if self._stops_now() and self.n_training_samples < total:
                     self._save_and_stop()
         self._log(self.full_sparsity_window_log())
-        self._check_finite(*(weights.detach().sum().item() for weights in self.sae.parameters()))
+        self._check_finite(*(self._total(weights.detach().sum()).item() for weights in self.sae.parameters()))
         if self.cfg.save_final_checkpoint:
             self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
         self._fold_scales()
+        self._make_whole()
         self.set_final_sae_metadata()
         return self.sae
+
+    @override
+    def step(self, batch: Tensor) -> TrainStepOutput:
+        """One step on a raw batch, or on this process's part of one."""
+        output = super().step(batch)
+        self.n_training_samples += self.division.n_tokens(len(batch)) - len(batch)
+        return output
 
     @override
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
@@ -148,7 +183,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             )
             self._count_firing(output.feature_acts)
         output.loss.backward()
-        clipped_step(self.optimizer, _MAX_GRADIENT_NORM)
+        norm = complete_gradients(sae) if isinstance(sae, TrainingCrosscoder) and self.division.is_divided else None
+        clipped_step(self.optimizer, _MAX_GRADIENT_NORM, norm)
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
@@ -162,6 +198,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             n_fired = torch.bincount(active, minlength=feature_acts.shape[1])
         else:
             n_fired = (feature_acts != 0).sum(dim=0)
+        n_fired = self.division.sum_of_tokens(n_fired)
         self.n_forward_passes_since_fired = (self.n_forward_passes_since_fired + 1) * (n_fired == 0)
         self.act_freq_scores += n_fired
         self.n_frac_active_samples += self.cfg.train_batch_size_samples
@@ -180,14 +217,20 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             if self.cfg.logger.log_to_wandb:
                 super().save_checkpoint(checkpoint_name, base_path, wandb_aliases)
             return
-        target = Path(base) / checkpoint_name
-        with written_aside(target) as folder:
-            weights, config = self.sae.save_model(folder)
-            save_file({"sparsity": self.log_feature_sparsity}, folder / SPARSITY_FILENAME)
-            self.save_trainer_state(folder)
+        target, ranks = Path(base) / checkpoint_name, self.division.ranks
+        with folder_of_all(target, ranks) as folder, whole_state(self):
+            weights, config = folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
+            if ranks.is_first:
+                self.sae.save_model(folder)
+                save_file({"sparsity": self.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+                self.save_trainer_state(folder)
             if self.parts.save_run_state is not None:
                 self.parts.save_run_state(folder)
-            write_manifest(folder, **{RUN: self.parts.run})
+            ranks.wait()
+            if ranks.is_first:
+                write_manifest(folder, **{RUN: self.parts.run})
+        if not ranks.is_first:
+            return
         if self.parts.n_kept_checkpoints is not None:
             remove_all_but(self.parts.n_kept_checkpoints, target.parent)
         if self.cfg.logger.log_to_wandb:
@@ -209,6 +252,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             FinishedError: The checkpoint is that of a finished run.
         """
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
+        keep_own_part(self)
         make_fused(self.optimizer)
         if self.n_training_samples >= self.cfg.total_training_samples:
             raise FinishedError(
@@ -220,14 +264,15 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _prepare(self) -> None:
         normalization = self.sae.cfg.normalize_activations
         n_batches, d_in = self.cfg.n_batches_for_norm_estimate, self.sae.cfg.d_in
+        batches = self.parts.whole_batches or self.data_provider
         if normalization == "expected_average_only_in" and self.activation_scaler.scaling_factor is None:
-            self.activation_scaler.estimate_scaling_factor(d_in, self.data_provider, n_batches)
+            self.activation_scaler.estimate_scaling_factor(d_in, batches, n_batches)
         elif normalization == "covariance_whitening" and self.activation_scaler.whitening is None:
-            self.activation_scaler.estimate_whitening(d_in, self.data_provider, n_batches)
+            self.activation_scaler.estimate_whitening(d_in, batches, n_batches)
         if self.parts.starts_trained:
             return
         if isinstance(self.sae, TrainingCrosscoder) and self.sae.cfg.starts_from_data:
-            batch = next(self.data_provider).to(self.sae.device)
+            batch = next(batches).to(self.sae.device)
             self.sae.initialize_from_data(self.activation_scaler.scale(batch))
 
     def _fold_scales(self) -> None:
@@ -243,6 +288,21 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             whitening = scaler.whitening
             self.sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
             scaler.whitening = None
+
+    def _make_whole(self) -> None:
+        """Put the crosscoder and its statistics together; on the first rank, on the CPU, and only if it is divided."""
+        if isinstance(self.sae, TrainingCrosscoder) and self.division.splits_latents:
+            ranks = self.division.ranks
+            self.act_freq_scores = gathered(self.act_freq_scores, "", ranks)
+            self.n_forward_passes_since_fired = gathered(self.n_forward_passes_since_fired, "", ranks)
+            self.sae = whole_crosscoder(self.sae)
+
+    def _total(self, value: Tensor) -> Tensor:
+        return self.division.ranks.sum(value) if self.division.is_divided else value
+
+    def _stops_now(self) -> bool:
+        """Whether any rank was asked to stop; all stop after the same step."""
+        return bool(self._total(torch.tensor(int(self.stop_requested), device=self.sae.W_dec.device)))
 
     def _save_and_stop(self) -> None:
         message = f"Training was interrupted after {self.n_training_samples} tokens"
@@ -271,19 +331,25 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def _evaluate(self) -> dict[str, Any]:
         assert self.evaluator is not None
-        metrics = self.evaluator(self.sae, self.data_provider, self.activation_scaler)
+        sae = whole_crosscoder(self.sae) if isinstance(self.sae, TrainingCrosscoder) else self.sae
+        if not self.division.ranks.is_first:
+            return {}
+        metrics = self.evaluator(sae.to(self.cfg.device), self.data_provider, self.activation_scaler)
         if self.cfg.logger.log_to_wandb:
-            histograms = {name: wandb.Histogram(values) for name, values in self.sae.log_histograms().items()}  # pyright: ignore[reportArgumentType]
+            histograms = {name: wandb.Histogram(values) for name, values in sae.log_histograms().items()}  # pyright: ignore[reportArgumentType]
             self._log({**metrics, **histograms})
         return metrics
 
     def _table(self, filename: str) -> StepTable:
         folder = self.parts.log_folder
-        return StepTable(None if folder is None else folder / filename, self.n_training_steps)
+        path = None if folder is None or not self.division.ranks.is_first else folder / filename
+        return StepTable(path, self.n_training_steps)
 
     @torch.no_grad()
     def _curve_row(self, output: TrainStepOutput) -> dict[str, Any]:
+        output = whole_output(output, self.division)
         row = self.build_train_step_log_dict(output, self.n_training_samples)
+        complete_row(row, self.division)
         if len(self.parts.sources.widths) == len(self.parts.sources):
             for label in self.parts.sources.labels:
                 columns = self.parts.sources.columns(label)
@@ -292,7 +358,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         return row
 
     def _log(self, row: dict[str, Any]) -> None:
-        if row and self.cfg.logger.log_to_wandb:
+        if row and self.cfg.logger.log_to_wandb and self.division.ranks.is_first:
             wandb.log(row, step=self.n_training_steps)
 
 

@@ -58,3 +58,14 @@ def test_a_run_that_cannot_fit_is_refused_with_numbers_before_models_are_loaded(
     monkeypatch.setattr(needs_module, resource, lambda *_: 1_000_000)
     with pytest.raises(ConfigError, match=message):
         CrosscoderTrainingRunner(cfg, token_dataset())
+
+
+def test_a_sharded_dictionary_is_divided_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = run_config(batchtopk_config(d_sae=4096), n_data_shards=4, dictionary_layout="sharded")
+    alone, of_four = RunNeeds.of(cfg), RunNeeds.of(cfg, 4)
+    assert alone.training - of_four.training == 3 * alone.weights
+    assert alone.checkpoint == of_four.checkpoint
+    monkeypatch.setattr(needs_module, "available_memory", lambda _: of_four.training + of_four.buffer)
+    check_needs(cfg, 4)
+    with pytest.raises(ConfigError, match="The run takes at least"):
+        check_needs(cfg)

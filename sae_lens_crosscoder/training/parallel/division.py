@@ -12,6 +12,7 @@ from typing_extensions import override
 from sae_lens_crosscoder.ranks import Ranks, SumOfParts
 from sae_lens_crosscoder.training.parallel.kth_largest import kth_largest
 from sae_lens_crosscoder.training.parallel.latent_shard import LatentShard
+from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout
 from sae_lens_crosscoder.training.sparse.ties import largest
 
 
@@ -29,6 +30,11 @@ class Division:
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether other ranks take part in a step."""
+        return self.splits_latents or self.splits_tokens
 
     def shard(self, d_sae: int) -> LatentShard:
         """The latents that this rank holds."""
@@ -178,3 +184,10 @@ class SplitLatents(_Exact):
         of_ranks = torch.stack(self.ranks.gather(counts))
         of_rows = of_ranks.sum(dim=0)
         return of_rows.cumsum(0) - of_rows + of_ranks[: self.ranks.rank].sum(dim=0)
+
+
+def division_for(layout: DictionaryLayout, ranks: Ranks) -> Division:
+    """The division that a layout of the dictionary means for these ranks."""
+    if not ranks.is_several:
+        return Division(ranks)
+    return SplitLatents(ranks) if layout == "sharded" else SplitTokens(ranks)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from architectures import make
-from sae_lens import TrainingSAE
 
 from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput
 from sae_lens_crosscoder.ranks import Ranks
@@ -25,7 +24,7 @@ N_TOKENS = 24
 DEAD_AFTER = 3
 
 
-def train(sae: TrainingCrosscoder[Any], division: Division, n_steps: int) -> list[float]:
+def train(sae: TrainingCrosscoder[Any], division: Division, case: dict[str, Any]) -> list[float]:
     """Steps as the trainer makes them, on batches that all processes draw alike; the losses."""
     divide(sae, division)
     sae.train()
@@ -39,12 +38,15 @@ def train(sae: TrainingCrosscoder[Any], division: Division, n_steps: int) -> lis
     data = torch.Generator().manual_seed(5)
     since_fired = torch.zeros(len(sae.shard))
     losses: list[float] = []
-    for step in range(n_steps):
+    always_dead = torch.arange(sae.cfg.d_sae)[sae.shard.slice] % 5 < case.get("n_dead_of_five", 0)
+    for step in range(case["n_steps"]):
         x = torch.randn(N_TOKENS, sum(WIDTHS), dtype=torch.float64, generator=data)
-        x[::5] = x[0]  # tokens that are alike have equal scores
+        if case.get("alike"):
+            x[:] = x[0]
         if division.splits_tokens:
             x = x.chunk(division.ranks.n)[division.ranks.rank]
-        output = sae.training_forward_pass(TrainStepInput(x, coefficients, since_fired > DEAD_AFTER, step, False))
+        dead = (since_fired > DEAD_AFTER) | always_dead
+        output = sae.training_forward_pass(TrainStepInput(x, coefficients, dead, step, False))
         acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
         since_fired = (since_fired + 1) * (division.sum_of_tokens((acts != 0).sum(dim=0)) == 0)
         output.loss.backward()
@@ -68,7 +70,14 @@ def whole_weights(sae: TrainingCrosscoder[Any]) -> dict[str, torch.Tensor]:
 
 def crosscoder(case: dict[str, Any]) -> TrainingCrosscoder[Any]:
     sae = make(case["architecture"], WIDTHS, **case.get("fields", {}))
-    assert isinstance(sae, TrainingSAE)
+    if case.get("alike"):  # tokens and latents that are alike have equal scores
+        half = sae.cfg.d_sae // 2
+        with torch.no_grad():
+            sae.W_enc[:, half:], sae.W_dec[half:], sae.b_enc[half:] = (
+                sae.W_enc[:, :half],
+                sae.W_dec[:half],
+                sae.b_enc[:half],
+            )
     return sae
 
 
@@ -78,7 +87,7 @@ def main(cases: Path, out: Path) -> None:
     ranks = Ranks()
     for name, case in json.loads(cases.read_text()).items():
         sae = crosscoder(case)
-        losses = train(sae, DIVISIONS[case["division"]](ranks), case["n_steps"])
+        losses = train(sae, DIVISIONS[case["division"]](ranks), case)
         weights = whole_weights(sae)
         if ranks.is_first:
             torch.save({"losses": losses, "weights": weights}, out / f"{name}.pt")

@@ -32,6 +32,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "sparse topk": {"architecture": "topk", "n_steps": N_STEPS, "fields": {"k": 1}},
     "sparse matryoshka": {"architecture": "matryoshka", "n_steps": N_STEPS, "fields": {"k": 1}},
+    "dead batchtopk": {"architecture": "batchtopk", "n_steps": N_STEPS, "n_dead_of_five": 4},
+    "few dead": {"architecture": "batchtopk", "n_steps": N_STEPS, "n_dead_of_five": 1},
+    "dead sparse topk": {"architecture": "topk", "n_steps": N_STEPS, "n_dead_of_five": 4, "fields": {"k": 1}},
+    "ties of batchtopk": {"architecture": "batchtopk", "n_steps": 1, "alike": True, "fields": {"k": 2.3}},
+    "ties of sparse batchtopk": {"architecture": "batchtopk", "n_steps": 1, "alike": True, "fields": {"k": 0.7}},
+    "ties of topk": {"architecture": "topk", "n_steps": 1, "alike": True, "n_dead_of_five": 4},
+    "ties of sparse topk": {"architecture": "topk", "n_steps": 1, "alike": True, "fields": {"k": 1}},
     "joint norm": {"architecture": "batchtopk", "n_steps": N_STEPS, "fields": {"decoder_norm": "joint"}},
     "no norm": {"architecture": "topk", "n_steps": N_STEPS, "fields": {"decoder_norm": "none"}},
     "difference": {"architecture": "batchtopk", "n_steps": N_STEPS, "fields": {"difference_weight": -0.5}},
@@ -43,7 +50,7 @@ def alone() -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     results: dict[str, tuple[list[float], dict[str, torch.Tensor]]] = {}
     for name, case in CASES.items():
         sae = steps.crosscoder(case)
-        losses = steps.train(sae, Division(), case["n_steps"])
+        losses = steps.train(sae, Division(), case)
         results[name] = (losses, steps.whole_weights(sae))
     return results
 

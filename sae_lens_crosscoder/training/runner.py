@@ -100,7 +100,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         self.cfg = cfg
         self._run = cfg.fingerprint
         self.ranks = join(cfg.device, cfg.process_timeout_seconds)
-        check_processes(self.ranks.n, cfg.n_data_shards)
+        check_processes(self.ranks.n, cfg.n_data_shards, cfg.compile_sae)
         place(cfg, self.ranks)
         self._prepare_folders()
         check_needs(cfg, self.ranks.n)

@@ -35,10 +35,15 @@ def check_data_shards(n_data_shards: int, batch_size: int, is_cached: bool) -> N
         )
 
 
-def check_processes(n_processes: int, n_data_shards: int) -> None:
+def check_processes(n_processes: int, n_data_shards: int, compiles: bool = False) -> None:
     """Raises:
-    ConfigError: More or fewer processes than the data shards can be dealt to.
+    ConfigError: More or fewer processes than the data shards can be dealt to, or several with a compiled crosscoder.
     """
+    if compiles and n_processes > 1:
+        raise ConfigError(
+            f"compile_sae=True with {n_processes} processes: a compiled step cannot exchange with the others. Set it "
+            "to False."
+        )
     if n_data_shards % n_processes:
         raise ConfigError(
             f"{n_processes} processes cannot share n_data_shards={n_data_shards} equally: some would have no data, and "

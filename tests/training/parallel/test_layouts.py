@@ -35,6 +35,9 @@ def test_processes_that_cannot_share_the_data_shards_are_refused() -> None:
     check_processes(2, 4)
     with pytest.raises(ConfigError, match="3 processes cannot share n_data_shards=4 equally"):
         check_processes(3, 4)
+    check_processes(1, 4, compiles=True)
+    with pytest.raises(ConfigError, match="compile_sae=True with 2 processes"):
+        check_processes(2, 4, compiles=True)
 
 
 def test_the_layout_is_no_part_of_the_result_and_the_data_shards_are() -> None:

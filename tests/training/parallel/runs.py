@@ -93,6 +93,7 @@ def counting(case: dict[str, Any], folder: Path) -> None:
         run(case, folder)
     finally:
         dist.all_reduce, dist.all_gather, CrosscoderTrainer.step = all_reduce, all_gather, step
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"bytes_{Ranks().rank}.json").write_text(json.dumps(before_steps))
 
 

@@ -23,6 +23,8 @@ from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats import detected
 from sae_lens_crosscoder.manifest import MANIFEST_FILENAME, write_manifest
 
+pytestmark = pytest.mark.filterwarnings("default:.*does not say whether activation scales:UserWarning")
+
 SOURCES = Sources(tuple(Source(label, label, "blocks.0.hook_resid_pre", 16) for label in ("base", "chat")))
 
 
@@ -146,6 +148,30 @@ def test_a_saelens_sae_without_sources_takes_the_callers(own: Path):
     assert sources_of(load_crosscoder(own, sources=given)) == SOURCES
     with pytest.raises(SourceError, match="16 wide together, but the SAE takes 32"):
         load_crosscoder(own, sources=given[:1])
+
+
+def test_what_is_said_of_our_own_folders_sources_leaves_their_activation_scales(own: Path):
+    config = json.loads((own / "cfg.json").read_text())
+    for source, scale in zip(config["metadata"]["sources"], (0.5, 2.0), strict=True):
+        source["activation_scale"] = scale
+    config["metadata"]["token_alignment"] = "character_offsets"
+    (own / "cfg.json").write_text(json.dumps(config))
+    for said in (
+        [{"model_name": "a/base"}, {"label": "it"}],
+        [Source("base", "a/base", SOURCES[0].hook_name, 16), Source("it", "chat", SOURCES[1].hook_name, 16)],
+    ):
+        sources = sources_of(load_crosscoder(own, sources=said))
+        assert [source.model_name for source in sources] == ["a/base", "chat"]
+        assert sources.labels == ["base", "it"]
+        assert sources.activation_scales == [0.5, 2.0]
+        assert sources.token_alignment == "character_offsets"
+    with pytest.raises(ConfigError, match="activation_scale comes with the checkpoint"):
+        load_crosscoder(own, sources=[{"activation_scale": 1.0}, {}])
+
+
+def test_a_revision_of_a_folder_is_refused(own: Path):
+    with pytest.raises(ConfigError, match="has no revision 'v2'"):
+        load_crosscoder(own, revision="v2")
 
 
 def change_config(folder: Path, **values: Any) -> None:

@@ -1,9 +1,12 @@
 """tom-pollak/crosscoder-through-time: `cc_weights.pt`, `cc_cfg.json` (or numbered pairs), a model at several times.
 
-The crosscoder is that of Kissane et al. for any number of models. It was trained on raw activations.
+The crosscoder is that of Kissane et al. for any number of models. Whether each model's activations were multiplied by
+sqrt(width) / mean norm before it is a setting of the training that the files do not hold.
 """
 
 from __future__ import annotations
+
+import warnings
 
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
@@ -34,7 +37,15 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     table.check_all_taken()
     n = table.size("sources")
     known = [{"label": f"model_{i}", "d_in": table.size("d")} for i in range(n)]
-    scales = None if options.scales is None else options.required_scales(n, "Its activations were scaled")
+    scales = None
+    if options.scales is not None:
+        scales = options.required_scales(n, "Its activations were scaled")
+    else:
+        warnings.warn(
+            f"{config_name} does not say whether activation scales were used in training: none are assumed. If there "
+            "were, pass scales=[...], or codes and norms are wrong.",
+            stacklevel=3,
+        )
     return relu_crosscoder(taken, known, options, scales)
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from sae_lens import SAE
 
-from sae_lens_crosscoder.errors import ConfigError, DamagedError, HubError
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, DataError, HubError
 from sae_lens_crosscoder.hub.bundle import PUBLISHED_NAMES, Bundle, BundleOptions, folder_of
 from sae_lens_crosscoder.hub.card_section import Place
 from sae_lens_crosscoder.hub.model_card import CARD, card_with
@@ -131,7 +131,7 @@ def _send(bundle: Bundle, files: list[PublishedFile], place: Place, options: Pub
             present = [file.rfilename for file in head.siblings or []]
             commit = str(head.sha)
             stale = _stale_files(api, files, place, options.replace, (commit, present))
-            old = _downloaded(api, place, commit, CARD).read_text("utf-8", "replace") if CARD in present else None
+            old = _old_card(_downloaded(api, place, commit, CARD)) if CARD in present else None
             card = card_with(old, bundle, place, options.license)
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
@@ -207,6 +207,16 @@ def _stale_files(
             "to be replaced (replace=True, --replace); the old one stays in the repository's history."
         )
     return [name for name in there if name not in names]
+
+
+def _old_card(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The {CARD} of the repository is no UTF-8 text, so what was written by hand would be lost. Save it as "
+            "UTF-8 there, then publish again."
+        ) from error
 
 
 def _downloaded(api: HfApi, place: Place, commit: str, path: str) -> Path:

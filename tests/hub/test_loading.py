@@ -243,6 +243,17 @@ def test_convert_leaves_nothing_half_written_where_it_fails(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "theirs"]
 
 
+def test_convert_does_not_put_a_crosscoder_among_the_files_of_another(tmp_path: Path):
+    made = kissane_checkpoint(tmp_path / "theirs")
+    out = convert(made.folder, tmp_path / "out", **made.options)
+    before = (out / "cfg.json").read_bytes()
+    convert(made.folder, out, **made.options)
+    (out / "metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds metrics\.json of another crosscoder"):
+        convert(made.folder, out, scales=[1.0, 1.0])
+    assert (out / "cfg.json").read_bytes() == before
+
+
 def test_a_converted_folder_names_no_path_of_this_machine(tmp_path: Path):
     made = kissane_checkpoint(tmp_path / "theirs")
     out = convert(made.folder, tmp_path / "out", **made.options)

@@ -99,6 +99,20 @@ def test_stock_saelens_loads_it_where_this_package_cannot_be_imported_and_has_th
     assert by_us["sae_weights.safetensors"] == by_saelens["sae_weights.safetensors"]
 
 
+def test_the_evaluations_of_a_run_are_published_and_lines_end_as_they_did(hub: LocalHub, folder: Path) -> None:
+    (folder / "evaluations.csv").write_bytes(b"step,l0\r\n10,100\r\n")
+    done = publish_crosscoder(folder, REPO, "first")
+    assert own_files(hub.repositories[REPO], "first")["evaluations.csv"] == b"step,l0\r\n10,100\r\n"
+    assert "evaluations.csv" not in done.left_out
+
+
+def test_a_card_that_is_no_text_stops_publishing_and_stays(hub: LocalHub, folder: Path) -> None:
+    repository = hub.add(REPO, {"README.md": "# Für mich".encode("latin-1")})
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        publish_crosscoder(folder, REPO, "first")
+    assert set(repository.files()) == {".gitattributes", "README.md"}
+
+
 def test_a_crosscoder_in_memory_is_published_without_a_run(hub: LocalHub) -> None:
     sae = make_crosscoder()
     publish_crosscoder(sae, REPO, "memory")
@@ -265,6 +279,30 @@ def _without_sources(folder: Path) -> None:
     (folder / "cfg.json").write_text(json.dumps(cfg))
 
 
+def _with_the_sparsity_of_another(folder: Path) -> None:
+    save_file({"dead_latents": torch.zeros(3)}, folder / "sparsity.safetensors")
+
+
+def _with_a_broken_sparsity(folder: Path) -> None:
+    (folder / "sparsity.safetensors").write_bytes(b"x" * 30)
+
+
+def _with_a_list_for_configuration(folder: Path) -> None:
+    (folder / "runner_cfg.json").write_text("[]")
+
+
+def _with_a_list_for_metrics(folder: Path) -> None:
+    (folder / "metrics.json").write_text("[]")
+
+
+def _with_a_name_for_datasets(folder: Path) -> None:
+    (folder / "runner_cfg.json").write_text('{"datasets": ["pile"]}')
+
+
+def _with_a_report_in_latin_1(folder: Path) -> None:
+    (folder / "report.html").write_bytes("<p>é</p>".encode("latin-1"))
+
+
 def _in_training_form(folder: Path) -> None:
     crosscoder("batchtopk").save_model(folder)
 
@@ -277,6 +315,12 @@ def _in_training_form(folder: Path) -> None:
         (_cut_short, DataError, "cannot be read"),
         (_without_sources, SourceError, "no 'sources'"),
         (_in_training_form, DataError, "cannot be read|training form"),
+        (_with_the_sparsity_of_another, DataError, "is of 3 latents, but the crosscoder has 24"),
+        (_with_a_broken_sparsity, DataError, r"sparsity.safetensors cannot be read"),
+        (_with_a_list_for_configuration, ConfigError, "no mapping of fields"),
+        (_with_a_list_for_metrics, ConfigError, "no mapping of fields"),
+        (_with_a_name_for_datasets, ConfigError, "no list of mappings"),
+        (_with_a_report_in_latin_1, DataError, r"report.html is no UTF-8 text"),
     ],
 )
 def test_a_folder_that_would_not_load_is_not_published(

@@ -119,6 +119,7 @@ def fetch(repo_id: str, id: str | None = None, revision: str | None = None) -> P
         NotFoundError: There is no such repository, revision or crosscoder.
         DataError: A file is not what was published.
         HubError: The Hub refuses, or cannot be reached.
+        SaveError: The cache cannot be written to.
     """
     if id is not None:
         checked_id(id)

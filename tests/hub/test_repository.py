@@ -10,7 +10,7 @@ from hub_server import Fault, LocalHub
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from sae_lens_crosscoder.errors import ConfigError, DataError, HubError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, DataError, HubError, NotFoundError, SaveError
 from sae_lens_crosscoder.hub import fetch, publish_crosscoder
 from sae_lens_crosscoder.hub.repository import crosscoder_ids
 
@@ -185,6 +185,15 @@ def test_without_a_connection_what_was_fetched_before_is_given(
         fetch(REPO, "inner/second")
     with pytest.raises(HubError, match="connection"):
         fetch("alice/other", "first")
+
+
+def test_a_cache_that_cannot_be_written_to_is_told(
+    published: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(SaveError, match=r"Not a directory: .*choose another folder by HF_HOME"):
+        fetch(REPO, "first")
 
 
 def test_a_hub_that_is_switched_off_is_told_and_the_cache_still_serves(

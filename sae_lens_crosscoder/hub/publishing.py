@@ -123,39 +123,45 @@ def _send(bundle: Bundle, files: list[PublishedFile], place: Place, options: Pub
     if get_token() is None:
         log_in = LOG_IN.format(right="write to")
         raise HubError(f"Publishing to {place.repo_id} needs a login, and there is none on this machine. {log_in}")
-    api = HfApi()
+    api, n_tries_left = HfApi(), _N_TRIES
     with refusals_named(f"Publishing to {place.repo_id}", place.repo_id, "write to"):
         _prepare_repository(api, place, options)
-        for attempt in range(_N_TRIES):
-            head = api.model_info(place.repo_id, revision=place.revision)
-            present = [file.rfilename for file in head.siblings or []]
-            commit = str(head.sha)
-            stale = _stale_files(api, files, place, options.replace, (commit, present))
-            old = _old_card(_downloaded(api, place, commit, CARD)) if CARD in present else None
-            card = card_with(old, bundle, place, options.license)
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
-            ]
-            operations += [CommitOperationDelete(f"{place.id}/{name}") for name in stale]
-            operations += [CommitOperationAdd(CARD, card.encode())] if card != old else []
+        while True:
+            n_tries_left -= 1
             try:
-                with warnings.catch_warnings():
-                    # The table of latents is a parquet file, which the client takes for a data set.
-                    warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-                    made = api.create_commit(
-                        place.repo_id,
-                        operations,
-                        commit_message=f"Publish crosscoder {place.id}",
-                        revision=place.revision,
-                        parent_commit=commit,
-                    )
+                return _commit(api, bundle, files, place, options)
             except HfHubHTTPError as error:
                 # Somebody else's commit came between: their card and files are read again and kept.
-                if status_of(error) != 412 or attempt == _N_TRIES - 1:
+                if status_of(error) != 412 or n_tries_left == 0:
                     raise
-            else:
-                return card, None if made.oid == commit else made.oid
-    raise HubError(f"{place.repo_id} was changed by others each time before this crosscoder was added. Call again.")
+
+
+def _commit(
+    api: HfApi, bundle: Bundle, files: list[PublishedFile], place: Place, options: PublishOptions
+) -> tuple[str, str | None]:
+    """One commit on top of what is there; the card, and the commit or None if there was nothing to change."""
+    head = api.model_info(place.repo_id, revision=place.revision)
+    present = [file.rfilename for file in head.siblings or []]
+    commit = str(head.sha)
+    stale = _stale_files(api, files, place, options.replace, (commit, present))
+    old = _old_card(_downloaded(api, place, commit, CARD)) if CARD in present else None
+    card = card_with(old, bundle, place, options.license)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
+    ]
+    operations += [CommitOperationDelete(f"{place.id}/{name}") for name in stale]
+    operations += [CommitOperationAdd(CARD, card.encode())] if card != old else []
+    with warnings.catch_warnings():
+        # The table of latents is a parquet file, which the client takes for a data set.
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+        made = api.create_commit(
+            place.repo_id,
+            operations,
+            commit_message=f"Publish crosscoder {place.id}",
+            revision=place.revision,
+            parent_commit=commit,
+        )
+    return card, None if made.oid == commit else made.oid
 
 
 def _prepare_repository(api: HfApi, place: Place, options: PublishOptions) -> None:

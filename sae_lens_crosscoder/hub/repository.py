@@ -189,7 +189,7 @@ def _is_needed(name: str, names: list[str]) -> bool:
     if name.endswith(_WEIGHTS):
         # Of a run with its checkpoints only the end is read.
         return not (_CHECKPOINT.fullmatch(name) and "model_final.pt" in names)
-    return name.endswith(_CONFIGS) and any(word in name for word in ("cfg", "config", "index"))
+    return name.endswith(_CONFIGS) and any(word in name for word in ("cfg", "config"))
 
 
 def _is_of_pair(name: str, pairs: list[str]) -> bool:

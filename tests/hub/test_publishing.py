@@ -215,6 +215,14 @@ def test_a_commit_of_somebody_else_in_between_is_kept(
     assert "<!-- crosscoder: first -->" in card
 
 
+def test_commits_of_others_each_time_are_told_after_three_tries(hub: LocalHub, folder: Path) -> None:
+    hub.faults = [Fault(STAGES["commit"], 412)]
+    with pytest.raises(HubError, match="somebody else changed alice/diff meanwhile"):
+        publish_crosscoder(folder, REPO, "first")
+    assert sum("/commit/" in line for line in hub.requests) == 3
+    assert own_files(hub.repositories[REPO], "first") == {}
+
+
 def test_a_branch_is_made_and_main_stays_as_it_is(hub: LocalHub, folder: Path) -> None:
     done = publish_crosscoder(folder, REPO, "first", PublishOptions(revision="draft"))
     repository = hub.repositories[REPO]

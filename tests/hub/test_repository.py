@@ -50,6 +50,7 @@ def test_the_crosscoders_of_other_systems_are_told_apart_by_their_files() -> Non
         *("small.pt", "small_cfg.json", "large.pt", "large_cfg.json"),
         *("run/config.json", "run/model_final.pt", "run/checkpoint_100.pt", "run/trainer_config.json"),
         *("crosscode/model.pt", "crosscode/model_cfg.yaml", "only_weights/model.pt", "only_config/config.json"),
+        *("split/model.safetensors.index.json", "split/model-00001-of-00002.safetensors"),
         *("../escaped/cfg.json", "../escaped/cc_weights.pt", "/etc/cfg.json", "/etc/weights.pt", ".git/config.json"),
     ]
     assert crosscoder_ids(paths) == {

@@ -21,6 +21,7 @@ if not _runs_as_command():
     from sae_lens_crosscoder.activations import DatasetConfig, PairedActivationsStore, SourceScaler, StoreConfig
     from sae_lens_crosscoder.errors import CrosscoderError
     from sae_lens_crosscoder.evals import CrosscoderEvaluator, ExplainedVariance
+    from sae_lens_crosscoder.hub import load_crosscoder, publish_crosscoder
     from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel, JointModelView
     from sae_lens_crosscoder.sources import Source, Sources
     from sae_lens_crosscoder.training import (
@@ -74,4 +75,6 @@ if not _runs_as_command():
         "TrainingCrosscoder",
         "TrainingCrosscoderConfig",
         "__version__",
+        "load_crosscoder",
+        "publish_crosscoder",
     ]

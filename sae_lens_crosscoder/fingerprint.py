@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def fingerprint(described: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
+def fingerprint(described: Mapping[str, Any], tensors: Iterable[Tensor] = ()) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of the description, as JSON, and of the tensors' bytes."""
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for tensor in tensors:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sae_lens_crosscoder.diffing.diff_report import Column
+from sae_lens_crosscoder.inline import inline_json, policy_hash
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ def index_page(title: str, entries: Sequence[IndexEntry], columns: Sequence[Colu
     }
     style, script = _part("index.css"), _part("index.js")
     parts = {
-        "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
-        "form-action 'none'",
+        "policy": f"default-src 'none'; script-src '{policy_hash(script)}'; style-src '{policy_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'",
         "title": html.escape(title),
         "notes": html.escape(notes),
         "style": style,
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": inline_json(data),
         "script": script,
     }
     # One pass: what is put in is not looked at again, whatever it holds.
@@ -77,7 +75,3 @@ def _rounded(value: float) -> float | None:
 
 def _part(name: str) -> str:
     return (files("sae_lens_crosscoder.dashboards") / "index_parts" / name).read_text(encoding="utf-8")
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -16,6 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from sae_lens_crosscoder.errors import MissingDependencyError
+from sae_lens_crosscoder.inline import inline_json, policy_hash
 
 _D3 = '<script src="https://d3js.org/d3.v6.min.js"></script>'
 _PLOTLY = '<script src="https://cdn.plot.ly/plotly-latest.min.js"></script>'
@@ -100,14 +99,14 @@ def document(
     content = _replaced(
         content,
         f"return {json.dumps(skeleton.js_data)};",
-        f"return {_script_json({'AGGDATA': {}, 'DASHBOARD_DATA': data})};",
+        f"return {inline_json({'AGGDATA': {}, 'DASHBOARD_DATA': data})};",
         1,
     )
     scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
     for place, script in ((_D3, _vendored("d3-selection.min.js")), (_PLOTLY, get_plotlyjs())):
         content = _replaced(content, place, f"<script>{script}</script>", 1)
         scripts.append(script)
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in (*scripts, _OWN_SCRIPT))
+    hashes = " ".join(f"'{policy_hash(script)}'" for script in (*scripts, _OWN_SCRIPT))
     return _DOCUMENT.format(
         # Its own scripts by their contents, so that no attribute of an element that a token makes can run; no request.
         policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -129,15 +128,6 @@ def _replaced(text: str, old: str, new: str, n: int) -> str:
     return text.replace(old, new)
 
 
-def _script_json(value: Any) -> str:
-    """ASCII JSON in which no "<" can end or comment out the script that holds it; NaN is refused."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def _vendored(name: str) -> str:
     folder = files("sae_lens_crosscoder.dashboards") / "vendored" / "d3-selection"
     return (folder / name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput
+from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
+from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, sparse_output
 
 
 @dataclass(kw_only=True)
@@ -32,7 +35,44 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
     AuxK = alpha * s * E_tokens[ |e - e_hat|^2 ] (with `difference_weight` as in the loss), where e is the detached
     residual, e_hat its reconstruction from the top min(d_in / 2, n_dead) dead latents by score, without bias, and
     s = min(n_dead / (d_in / 2), 1) (Gao et al. 2024).
+
+    A training step is made on the active pairs of token and latent alone where that is possible and pays
+    (`sparse/forward.py`, `dense_reason`). It gives the losses and gradients of the dense step up to rounding, and
+    `feature_acts` as a sparse tensor.
     """
+
+    prefix_widths: Sequence[int] = ()
+    """Numbers of first latents that are to reconstruct the activations too."""
+
+    @property
+    @abstractmethod
+    def k_now(self) -> float:
+        """Active latents a token in this step."""
+
+    @abstractmethod
+    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+        """The pairs of a batch that stay."""
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss."""
+        self.hold_layout()
+        if dense_reason(self, step_input.sae_in, self.k_now / self.cfg.d_sae) is not None:
+            return super().training_forward_pass(step_input)
+        x = self.process_sae_in(step_input.sae_in)
+        with torch.no_grad():
+            found = self.largest_pairs(
+                PairEncoder(x, self.W_enc, self.b_enc, self.decoder_norms(), self.cfg.encoder_precision)
+            )
+        return sparse_output(
+            self,
+            step_input,
+            SparseCodes.of(self, x, found),
+            lambda sae_out: self._aux_losses(
+                step_input, sae_out, lambda dead: x @ self.W_enc.T[dead].T + self.b_enc[dead]
+            ),
+            self.prefix_widths,
+        )
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -54,13 +94,18 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         """The AuxK loss on dead latents; 0 when none is dead."""
+        return self._aux_losses(step_input, sae_out, lambda dead: hidden_pre[:, dead])
+
+    def _aux_losses(
+        self, step_input: TrainStepInput, sae_out: Tensor, hidden_pre_of: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         dead = step_input.dead_neuron_mask
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
         residual = (step_input.sae_in - sae_out).detach()
         k_aux = min(self.cfg.d_in // 2, n_dead)
-        acts = torch.relu(hidden_pre[:, dead])
+        acts = torch.relu(hidden_pre_of(dead))
         top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
         codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
         error = self.mse_loss_fn(codes @ self.W_dec[dead], residual).sum(dim=-1).mean()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import JumpReLUSAEConfig, SAEConfig
 from torch import Tensor
 from typing_extensions import override
@@ -14,6 +14,9 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
+from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch
+from sae_lens_crosscoder.training.sparse.ties import largest
 
 _THRESHOLD_STATE = ("topk_threshold", "topk_threshold_weight")
 
@@ -130,6 +133,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
             zeros = torch.zeros(len(cfg.group_sizes), dtype=torch.float64, device=self.device)
             self.register_buffer(name, zeros)
         self.current_k = cfg.k_at(0)
+        self._selections = [LargestOfBatch() for _ in cfg.group_sizes]
 
     @override
     def encode_with_hidden_pre(
@@ -141,13 +145,35 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         kept = self._largest(scores) if self.training else scores > self._score_thresholds().to(scores.dtype)
         return self.hook_sae_acts_post(acts * kept), hidden_pre
 
-    def _largest(self, scores: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
-        """1 for the largest scores of the batch, in every group as many as its share of k says."""
+    def _largest(self, scores: Float[Tensor, "... d_sae"]) -> Bool[Tensor, "... d_sae"]:
+        """Where the largest scores of the batch stand, in every group as many as its share of k says."""
+        n_tokens = scores.shape[:-1].numel()
+        groups = zip(scores.split(self.cfg.group_sizes, dim=-1), self._group_ks, strict=True)
+        kept = [largest(group.flatten(), int(k * n_tokens)).reshape(group.shape) for group, k in groups]
+        return torch.cat(kept, dim=-1)
+
+    @property
+    def _group_ks(self) -> list[float]:
+        """How many latents a token, on average, are active in every group."""
         if self.cfg.k_shared is None:
-            return _largest(scores, self.current_k)
-        k_shared = self.cfg.k_shared
-        shared, others = scores.split(self.cfg.group_sizes, dim=-1)
-        return torch.cat([_largest(shared, k_shared), _largest(others, self.current_k - k_shared)], dim=-1)
+            return [self.current_k]
+        return [self.cfg.k_shared, self.current_k - self.cfg.k_shared]
+
+    @property
+    @override
+    def k_now(self) -> float:
+        """The annealed k."""
+        return self.current_k
+
+    @override
+    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+        """The largest of the batch in every group."""
+        found: list[ScoredPairs] = []
+        start = 0
+        for size, k, selection in zip(self.cfg.group_sizes, self._group_ks, self._selections, strict=True):
+            found.append(selection.select(encoder, slice(start, start + size), int(k * encoder.n_rows)))
+            start += size
+        return found[0] if len(found) == 1 else found[0].joined(found[1]).in_order()
 
     def _score_thresholds(self) -> Float[Tensor, " d_sae"]:
         """The threshold theta of every latent's group."""
@@ -170,9 +196,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
     def update_topk_threshold(self, feature_acts: Float[Tensor, "batch d_sae"]) -> None:
         """Move each group's threshold towards the smallest score that the batch kept of it."""
         rate = self.cfg.topk_threshold_lr
-        scores = feature_acts.double() * self.decoder_norms().double()
-        kept = torch.where(feature_acts > 0, scores, torch.inf)
-        smallest = torch.stack([group.min() for group in kept.split(self.cfg.group_sizes, dim=-1)])
+        smallest = self._smallest_scores(feature_acts)
         weight = (1 - rate) * self.topk_threshold_weight + rate
         average = (self.topk_threshold * self.topk_threshold_weight * (1 - rate) + smallest * rate) / weight
         # A batch without a positive code says nothing about the threshold.
@@ -180,6 +204,18 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         # Assigned, not written in place: torch.compile drops writes to buffers under no_grad.
         self.topk_threshold = torch.where(said, average, self.topk_threshold)
         self.topk_threshold_weight = torch.where(said, weight, self.topk_threshold_weight)
+
+    def _smallest_scores(self, feature_acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " n_groups"]:
+        """The smallest score of an active code in every group, infinite if there is none."""
+        norms = self.decoder_norms().double()
+        if not feature_acts.is_sparse:
+            kept = torch.where(feature_acts > 0, feature_acts.double() * norms, torch.inf)
+            return torch.stack([group.min() for group in kept.split(self.cfg.group_sizes, dim=-1)])
+        latents, acts = feature_acts.indices()[1], feature_acts.values()
+        scores = torch.where(acts > 0, acts.double() * norms[latents], torch.inf)
+        ends = torch.tensor(self.cfg.group_sizes, device=latents.device).cumsum(0)
+        group = torch.bucketize(latents, ends, right=True)
+        return scores.new_full((len(ends),), torch.inf).scatter_reduce_(0, group, scores, "amin")
 
     @torch.no_grad()
     def latent_thresholds(self) -> Float[Tensor, " d_sae"]:
@@ -220,10 +256,3 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         del state_dict["threshold"]
         for name in _THRESHOLD_STATE:
             state_dict[name] = left_out[name]
-
-
-def _largest(scores: Float[Tensor, "... n_latents"], k: float) -> Float[Tensor, "... n_latents"]:
-    """1 for the k * batch largest scores and 0 elsewhere."""
-    n_kept = int(k * scores.shape[:-1].numel())
-    indices = scores.flatten().topk(n_kept, sorted=False).indices
-    return torch.zeros_like(scores).flatten().index_fill_(0, indices, 1.0).reshape(scores.shape)

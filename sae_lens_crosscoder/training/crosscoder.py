@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,10 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
+from sae_lens_crosscoder.training.difference_loss import difference_weighted_errors
+from sae_lens_crosscoder.training.geometric_median import geometric_median
 from sae_lens_crosscoder.training.latent_layout import LatentLayout
+from sae_lens_crosscoder.training.sparse.encoder import EncoderPrecision
 
 CANONICAL_NORMS = "canonical_norms"
 """Tensor saved beside the canonical form: n_j, by which latents were multiplied."""
@@ -72,6 +75,11 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     apply_b_dec_to_input: bool = False
     """Subtract the decoder bias before encoding. Published crosscoders do not."""
 
+    encoder_precision: EncoderPrecision = "float32"
+    """Precision of the codes in the sparse training step. "float32": that of the weights. "bfloat16": products of
+    rounded activations and weights, which saves scoring the active pairs anew; weights and Adam moments keep their
+    dtype. The dense step does not read it."""
+
     normalize_activations: str = "expected_average_only_in"  # pyright: ignore[reportIncompatibleVariableOverride]
     """"expected_average_only_in" scales every source to mean norm sqrt(width), "none" leaves activations alone."""
 
@@ -95,6 +103,11 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
         if self.decoder_norm not in get_args(DecoderNorm):
             raise ConfigError(
                 f"decoder_norm={self.decoder_norm!r} is unknown. Use one of {', '.join(get_args(DecoderNorm))}."
+            )
+        if self.encoder_precision not in get_args(EncoderPrecision):
+            raise ConfigError(
+                f"encoder_precision={self.encoder_precision!r} is unknown. Use one of "
+                f"{', '.join(get_args(EncoderPrecision))}."
             )
         if not -1 <= self.difference_weight <= 0:
             raise ConfigError(
@@ -181,7 +194,7 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             rows = torch.cat([part * (cfg.decoder_init_norm / part.norm(dim=-1, keepdim=True)) for part in slices], -1)
         self._layout.tie_(rows)
         self._layout.clear_decoder_(rows)
-        columns = rows.T.contiguous()
+        columns = rows.clone().T  # a latent's encoder weights are contiguous: they are read and updated together
         self._layout.clear_encoder_(columns)
         self.W_dec, self.W_enc = nn.Parameter(rows), nn.Parameter(columns)
         for name in self.encoder_bias_names:
@@ -194,9 +207,13 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's loss."""
+        self.hold_layout()
+        return super().training_forward_pass(step_input)
+
+    def hold_layout(self) -> None:
+        """Keep gradients, and so weights and Adam moments, inside the layout; called before every step."""
         if not self._layout.is_free:
             self._hold_layout()
-        return super().training_forward_pass(step_input)
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
     def _hold_layout(self) -> None:
@@ -285,6 +302,16 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
             self.b_dec.copy_(geometric_median(sae_in.to(self.dtype)))
 
     @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Store W_enc row by row, as files have it."""
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Store W_enc latent by latent, as training has it."""
+        state_dict["W_enc"] = state_dict["W_enc"].T.contiguous().T
+
+    @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Bring the weights into canonical form: every latent's per-source decoder norms sum to 1.
 
@@ -354,18 +381,6 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         return self.get_W_dec_norm()
 
 
-def difference_weighted_errors(
-    preds: Float[Tensor, "... d_in"], target: Float[Tensor, "... d_in"], weight: float
-) -> Float[Tensor, "... d_in"]:
-    """Errors whose sum over columns is |e_1|^2 + |e_2|^2 + 2 weight e_1 . e_2, the sources being the two halves.
-
-    Proposed by Dumas (2025) as a crosscoder that keeps the advantage of a diff-SAE.
-    """
-    first, second = (preds - target).chunk(2, dim=-1)
-    cross = weight * first * second
-    return torch.cat([first.pow(2) + cross, second.pow(2) + cross], dim=-1)
-
-
 def check_widths(source_widths: Sequence[int], d_in: int) -> None:
     """Raises:
     ShapeError: The widths of the sources do not add up to `d_in`.
@@ -380,18 +395,3 @@ def check_widths(source_widths: Sequence[int], d_in: int) -> None:
             f"d_in={d_in} is not the sum of the sources' widths {list(source_widths)} = {sum(source_widths)}. Set "
             f"d_in={sum(source_widths)}, or correct the widths."
         )
-
-
-def geometric_median(
-    points: Float[Tensor, "n d"], max_steps: int = 100, tolerance: float = 1e-6
-) -> Float[Tensor, " d"]:
-    """The point with the least sum of distances to all points, by Weiszfeld's algorithm."""
-    median = points.mean(dim=0)
-    for _ in range(max_steps):
-        weights = 1 / (points - median).norm(dim=-1, keepdim=True).clamp(min=1e-8)
-        moved = (weights * points).sum(dim=0) / weights.sum()
-        step = (moved - median).norm() / median.norm().clamp(min=1e-8)
-        median = moved
-        if step < tolerance:
-            break
-    return cast(Tensor, median)

@@ -63,10 +63,16 @@ class MatryoshkaBatchTopKTrainingCrosscoder(BatchTopKTrainingCrosscoder):
 
     cfg: MatryoshkaBatchTopKTrainingCrosscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def __init__(self, cfg: MatryoshkaBatchTopKTrainingCrosscoderConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self.prefix_widths = cfg.matryoshka_widths
+
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One step's loss, with that of every prefix."""
         output = super().training_forward_pass(step_input)
+        if output.feature_acts.is_sparse:
+            return output  # the sparse step has them
         reconstruction, start = self.b_dec, 0
         for width in self.cfg.matryoshka_widths:
             reconstruction = reconstruction + output.feature_acts[:, start:width] @ self.W_dec[start:width]

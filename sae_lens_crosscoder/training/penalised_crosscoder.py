@@ -38,8 +38,9 @@ class PenalisedTrainingCrosscoder(TrainingCrosscoder[T_PENALISED_CONFIG], ABC):
 
     def penalty(self, activity: Float[Tensor, "batch d_sae"]) -> Float[Tensor, ""]:
         """E_tokens[ sum_j w_j a_j ] of a non-negative activity a, w_j = `shared_penalty_ratio` for shared latents."""
-        n_shared = self.cfg.n_shared_latents
-        if n_shared == 0:
-            return activity.sum(dim=-1).mean()
-        shared, others = activity[:, :n_shared], activity[:, n_shared:]
-        return (self.cfg.shared_penalty_ratio * shared.sum(dim=-1) + others.sum(dim=-1)).mean()
+        return self.penalty_of_sums(activity.sum(dim=0), len(activity))
+
+    def penalty_of_sums(self, sums: Float[Tensor, " d_sae"], n_tokens: int) -> Float[Tensor, ""]:
+        """The same from each latent's activity, summed over the tokens of a batch."""
+        shared, others = sums[: self.cfg.n_shared_latents], sums[self.cfg.n_shared_latents :]
+        return (self.cfg.shared_penalty_ratio * shared.sum() + others.sum()) / n_tokens

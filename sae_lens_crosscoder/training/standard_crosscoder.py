@@ -10,8 +10,11 @@ from sae_lens import SAEConfig, StandardSAEConfig
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import TrainStepInput
+from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.l1_crosscoder import L1TrainingCrosscoder, L1TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse import forward
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder
+from sae_lens_crosscoder.training.sparse.selection import positive_pairs
 
 
 @dataclass(kw_only=True)
@@ -46,6 +49,22 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
         return self.hook_sae_acts_post(torch.relu(hidden_pre)), hidden_pre
 
     @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss; made on the active pairs of token and latent alone once they are few."""
+        if forward.dense_reason(self, step_input.sae_in) is not None:
+            return super().training_forward_pass(step_input)
+        x = self.process_sae_in(step_input.sae_in)
+        with torch.no_grad():
+            encoder = PairEncoder(x, self.W_enc, self.b_enc, torch.ones_like(self.b_enc), self.cfg.encoder_precision)
+            found = positive_pairs(encoder, forward.MAX_ACTIVE_SHARE)
+        if found is None:
+            return super().training_forward_pass(step_input)
+        self.hold_layout()
+        codes = forward.SparseCodes.of(self, x, found)
+        sums = torch.zeros_like(self.b_enc).index_add(0, codes.pairs.latents, codes.acts)
+        return forward.sparse_output(self, step_input, codes, lambda _: self._aux_losses(step_input, sums))
+
+    @override
     def calculate_aux_loss(
         self,
         step_input: TrainStepInput,
@@ -54,5 +73,9 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         """The weighted L1 penalty."""
-        l1 = self.penalty(feature_acts * self.decoder_norms())
+        return self._aux_losses(step_input, feature_acts.sum(dim=0))
+
+    def _aux_losses(self, step_input: TrainStepInput, sums: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
+        # The norm is a factor of each latent's sum: no matrix of weighted codes is made.
+        l1 = self.penalty_of_sums(sums * self.decoder_norms(), len(step_input.sae_in))
         return {"l1_loss": step_input.coefficients["l1"] * l1}

@@ -13,6 +13,9 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
+from sae_lens_crosscoder.training.sparse.selection import largest_of_rows
+from sae_lens_crosscoder.training.sparse.ties import largest
 
 
 @dataclass(kw_only=True)
@@ -61,8 +64,18 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
         """Latent activations and pre-activations."""
         hidden_pre = self.pre_activations(x)
         acts, scores = self.scores(hidden_pre)
-        top = scores.topk(self.cfg.k, dim=-1, sorted=False).indices
-        return self.hook_sae_acts_post(acts * torch.zeros_like(acts).scatter(-1, top, 1.0)), hidden_pre
+        return self.hook_sae_acts_post(acts * largest(scores, self.cfg.k)), hidden_pre
+
+    @property
+    @override
+    def k_now(self) -> float:
+        """The same in every step."""
+        return self.cfg.k
+
+    @override
+    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+        """The k largest of every token."""
+        return largest_of_rows(encoder, self.cfg.k)
 
     @override
     @torch.no_grad()

@@ -16,16 +16,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import SPARSITY_FILENAME, ActivationScaler, SAETrainerConfig, TrainStepOutput
+from sae_lens_crosscoder._saelens import (
+    SPARSITY_FILENAME,
+    ActivationScaler,
+    SAETrainerConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
 from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInterrupted
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
+from sae_lens_crosscoder.training.clipped_adam import clipped_step, make_fused
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
 
+_MAX_GRADIENT_NORM = 1.0  # SAELens's
 CURVE_FILENAME = "training_curve.csv"
 EVALUATIONS_FILENAME = "evaluations.csv"
 
@@ -76,6 +84,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def __init__(self, cfg: SAETrainerConfig, sae: TrainingSAE[Any], parts: TrainerParts) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=parts.batches, evaluator=parts.evaluator)
+        make_fused(self.optimizer)
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
@@ -124,6 +133,40 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         return self.sae
 
     @override
+    def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
+        """SAELens's step; clipping is part of Adam's pass, and firing is counted on active pairs if there are some."""
+        sae.train()
+        with self.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=sae_in,
+                    coefficients=self.get_coefficients(),
+                    dead_neuron_mask=self.dead_neurons,
+                    n_training_steps=self.n_training_steps,
+                    is_logging_step=self._is_logging_step(),
+                )
+            )
+            self._count_firing(output.feature_acts)
+        output.loss.backward()
+        clipped_step(self.optimizer, _MAX_GRADIENT_NORM)
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+        return output
+
+    @torch.no_grad()
+    def _count_firing(self, feature_acts: Tensor) -> None:
+        if feature_acts.is_sparse:
+            active = feature_acts.indices()[1][feature_acts.values() != 0]
+            n_fired = torch.bincount(active, minlength=feature_acts.shape[1])
+        else:
+            n_fired = (feature_acts != 0).sum(dim=0)
+        self.n_forward_passes_since_fired = (self.n_forward_passes_since_fired + 1) * (n_fired == 0)
+        self.act_freq_scores += n_fired
+        self.n_frac_active_samples += self.cfg.train_batch_size_samples
+
+    @override
     def save_checkpoint(
         self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
     ) -> None:
@@ -166,6 +209,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             FinishedError: The checkpoint is that of a finished run.
         """
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
+        make_fused(self.optimizer)
         if self.n_training_samples >= self.cfg.total_training_samples:
             raise FinishedError(
                 f"The checkpoint {checkpoint_path} has seen {self.n_training_samples} tokens, the run is to see "

@@ -22,6 +22,11 @@ from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, DataError, 
 from sae_lens_crosscoder.hub import BundleOptions, PublishOptions, fetch, publish_crosscoder
 
 REPO = "alice/diff"
+
+# After a break the client of version 0.36 leaves its socket to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "default:unclosed <socket:ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning"
+)
 IN_SAELENS_LAYOUT = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json")
 
 

@@ -136,6 +136,7 @@ def test_codes_after_training_do_not_depend_on_the_batch():
     sae, x = batchtopk(), activations(40)
     sae.training_forward_pass(step_input(x))
     sae.eval()
+    sae.topk_threshold.mul_(0.999)  # after one step a score is equal to it, and its side a matter of rounding
     torch.testing.assert_close(torch.cat([sae.encode(part) for part in x.split(7)]), sae.encode(x))
 
 
@@ -225,7 +226,7 @@ def test_the_annealed_k_of_a_step_selects_its_codes():
     sae = batchtopk(k=1, k_start=5.0, k_annealing_steps=2)
     for step, k in enumerate([5, 3, 1, 1]):
         output = sae.training_forward_pass(step_input(activations(20), step=step))
-        assert (output.feature_acts > 0).sum() == k * 20
+        assert (output.feature_acts.to_dense() > 0).sum() == k * 20
         assert output.metrics["k"] == k
 
 

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.training.batchtopk_crosscoder import BatchTopKTrainingCrosscoder
-from sae_lens_crosscoder.training.crosscoder import geometric_median
+from sae_lens_crosscoder.training.geometric_median import geometric_median
 from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoder
 
 WIDTHS = (6, 10)
@@ -253,7 +253,8 @@ def test_at_the_start_all_slices_have_the_stated_norm_and_the_encoder_is_the_dec
     sae = made(config(d_in=16, source_widths=list(WIDTHS)))
     torch.testing.assert_close(norms_by_hand(sae.W_dec), torch.full((32, 2), 0.08))
     assert torch.equal(sae.W_enc, sae.W_dec.T)
-    assert sae.W_enc.is_contiguous()
+    assert sae.W_enc.T.is_contiguous()  # as the sparse step reads it
+    assert sae.W_enc.data_ptr() != sae.W_dec.data_ptr()
     assert sae.b_enc.count_nonzero() == sae.b_dec.count_nonzero() == 0
     directions = torch.nn.functional.normalize(sae.W_dec)
     assert (directions @ directions.T - torch.eye(32)).abs().max() < 0.95

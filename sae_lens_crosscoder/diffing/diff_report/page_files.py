@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
+
+from sae_lens_crosscoder.inline import inline_json, policy_hash
 
 _SCRIPTS = (
     "data.js",
@@ -33,10 +32,10 @@ def assemble(title: str, manifest: Mapping[str, Any], blocks: Mapping[str, str])
     """The document. Its policy allows exactly its own script and style, no other, and no request of any kind."""
     style = _part("page.css")
     script = '"use strict";\n{\n' + "\n".join(_part(name) for name in _SCRIPTS) + "}\n"
-    data = [f'<script type="application/json" id="manifest">{_json(manifest)}</script>']
+    data = [f'<script type="application/json" id="manifest">{inline_json(manifest)}</script>']
     data += [f'<script type="text/plain" id="block-{name}">{content}</script>' for name, content in blocks.items()]
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
+        f"default-src 'none'; script-src '{policy_hash(script)}'; style-src '{policy_hash(style)}'; base-uri 'none'; "
         "form-action 'none'; require-trusted-types-for 'script'"
     )
     parts = {
@@ -52,12 +51,3 @@ def assemble(title: str, manifest: Mapping[str, Any], blocks: Mapping[str, str])
 
 def _part(name: str) -> str:
     return (files("sae_lens_crosscoder.diffing.diff_report") / "page" / name).read_text(encoding="utf-8")
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-
-
-def _json(value: Any) -> str:
-    """ASCII JSON in which no '<' could end or comment out the element that holds it."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

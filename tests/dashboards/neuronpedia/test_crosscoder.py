@@ -11,7 +11,7 @@ import pytest
 from dashboard_subjects import DEAD, SECOND_ONLY, latent_activations, needs_sae_dashboard, subject
 from neuronpedia_exports import BATCHES, RELEASE, rows
 
-from sae_lens_crosscoder import JointModel, Source, Sources
+from sae_lens_crosscoder import Source, Sources
 from sae_lens_crosscoder.dashboards import DashboardConfig
 from sae_lens_crosscoder.dashboards.neuronpedia import ExportModel, export_neuronpedia, validate_export
 from sae_lens_crosscoder.dashboards.neuronpedia.crosscoder import export_sources, source_names
@@ -126,7 +126,7 @@ def test_what_is_known_of_the_models_goes_along(tmp_path: Path, monkeypatch: pyt
     wrapped = SimpleNamespace(
         model=SimpleNamespace(config=SimpleNamespace(num_hidden_layers=26, intermediate_size=9216))
     )
-    monkeypatch.setattr(JointModel, "source_models", [wrapped, wrapped])
+    monkeypatch.setattr(made.joint, "source_models", (wrapped, wrapped))
     hugging_face, _ = export_sources(made.joint.sources, folders, made.joint)
     assert hugging_face.model == ExportModel(n_layers=26, n_neurons_per_layer=9216, owner="custom")
     unloaded, _ = export_sources(pair(), folders, None)

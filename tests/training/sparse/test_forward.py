@@ -1,0 +1,183 @@
+"""The sparse step against the dense one, in float64: losses, gradients, thresholds, whole runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from architectures import N_LATENTS, activations, every_layout, gradients, make, step
+
+from sae_lens_crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder._saelens import TrainStepOutput
+from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.sparse import forward
+
+SELECTING = ("topk", "batchtopk", "matryoshka")
+SPARSE = (*SELECTING, "standard")
+every_sparse = pytest.mark.parametrize("name", SPARSE)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "joint norm": {"decoder_norm": "joint"},
+    "no norm": {"decoder_norm": "none"},
+    "difference": {"difference_weight": -0.6},
+    "bias subtracted": {"apply_b_dec_to_input": True},
+    "shared": {"n_shared_latents": 6},
+    "exclusive": {"n_shared_latents": 3, "n_exclusive_latents": [2, 4]},
+    "one encoder source": {"encoder_sources": [1]},
+}
+
+
+@pytest.fixture
+def sparse(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Toy shapes take the sparse step, until `densely` is called."""
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", 1.0)
+    return monkeypatch
+
+
+def densely(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", -1.0)
+
+
+def dead_latents(n: int) -> torch.Tensor:
+    return torch.arange(N_LATENTS) % 3 == 0 if n else torch.zeros(N_LATENTS, dtype=torch.bool)
+
+
+def both_steps(
+    monkeypatch: pytest.MonkeyPatch, sae: TrainingCrosscoder[Any], x: torch.Tensor, dead: torch.Tensor
+) -> tuple[tuple[TrainStepOutput, dict[str, torch.Tensor]], tuple[TrainStepOutput, dict[str, torch.Tensor]]]:
+    sparse_out, sparse_gradients = step(sae, x, dead), gradients(sae, x, dead)
+    densely(monkeypatch)
+    dense_out, dense_gradients = step(sae, x, dead), gradients(sae, x, dead)
+    assert sparse_out.feature_acts.is_sparse
+    assert not dense_out.feature_acts.is_sparse
+    return (sparse_out, sparse_gradients), (dense_out, dense_gradients)
+
+
+def assert_equal_steps(
+    here: tuple[TrainStepOutput, dict[str, torch.Tensor]], there: tuple[TrainStepOutput, dict[str, torch.Tensor]]
+) -> None:
+    close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+    assert list(here[0].losses) == list(there[0].losses)
+    for name, loss in there[0].losses.items():
+        torch.testing.assert_close(here[0].losses[name], loss, **close, msg=name)
+    torch.testing.assert_close(here[0].loss, there[0].loss, **close)
+    torch.testing.assert_close(here[0].sae_out, there[0].sae_out, **close)
+    torch.testing.assert_close(here[0].feature_acts.to_dense(), there[0].feature_acts, **close)
+    for name, gradient in there[1].items():
+        torch.testing.assert_close(here[1][name], gradient, **close, msg=name)
+
+
+@pytest.mark.parametrize("n_dead", [0, 7])
+@pytest.mark.parametrize("option", OPTIONS)
+@every_sparse
+def test_losses_codes_and_gradients_are_those_of_the_dense_step(
+    sparse: pytest.MonkeyPatch, name: str, option: str, n_dead: int
+) -> None:
+    fields = dict(OPTIONS[option])
+    if name == "matryoshka" and option == "exclusive":
+        fields["matryoshka_widths"] = [4, 10]
+    assert_equal_steps(*both_steps(sparse, make(name, [8, 8], **fields), activations([8, 8]), dead_latents(n_dead)))
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_without_an_auxiliary_loss_dead_latents_get_no_gradient(sparse: pytest.MonkeyPatch, name: str) -> None:
+    sae = make(name, [8, 8], aux_loss_coefficient=0.0)
+    here, there = both_steps(sparse, sae, activations([8, 8]), dead_latents(7))
+    assert_equal_steps(here, there)
+    active = here[0].feature_acts.to_dense().any(dim=0)
+    assert (here[1]["W_dec"].any(dim=1) == active).all()
+
+
+@every_layout
+@every_sparse
+def test_sources_of_any_number_and_width_give_the_gradients_of_the_dense_step(
+    sparse: pytest.MonkeyPatch, name: str, widths: list[int]
+) -> None:
+    assert_equal_steps(*both_steps(sparse, make(name, widths), activations(widths), dead_latents(7)))
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_shared_latents_with_a_k_of_their_own_are_selected_as_in_the_dense_step(
+    sparse: pytest.MonkeyPatch, name: str
+) -> None:
+    fields = {"n_shared_latents": 6, "k_shared": 1.0, "k": 3.0}
+    dense, x = make(name, [8, 8], **fields), activations([8, 8])
+    here = make(name, [8, 8], **fields)
+    output = step(here, x)
+    densely(sparse)
+    expected = step(dense, x)
+    torch.testing.assert_close(output.feature_acts.to_dense(), expected.feature_acts)
+    torch.testing.assert_close(here.topk_threshold, dense.topk_threshold, rtol=1e-12, atol=0)
+    assert len(here.topk_threshold) == 2
+
+
+@every_sparse
+def test_what_the_layout_forbids_has_gradient_zero_to_the_last_bit(sparse: pytest.MonkeyPatch, name: str) -> None:
+    sae = make(name, [8, 8], n_shared_latents=2, n_exclusive_latents=[5, 4])
+    found = gradients(sae, activations([8, 8]), dead_latents(7))
+    assert (found["W_enc"][8:, 2:7] == 0).all()
+    assert (found["W_enc"][:8, 7:11] == 0).all()
+    assert (found["W_dec"][2:7, 8:] == 0).all()
+    assert (found["W_dec"][7:11, :8] == 0).all()
+    assert torch.equal(found["W_dec"][:2, :8], found["W_dec"][:2, 8:])
+    assert found["W_dec"][:2].abs().min() > 0
+
+
+@every_sparse
+def test_a_batch_without_a_positive_code_trains_the_bias_only(sparse: pytest.MonkeyPatch, name: str) -> None:
+    sae = make(name, [8, 8])
+    with torch.no_grad():
+        sae.b_enc.sub_(100)
+    here, there = both_steps(sparse, sae, activations([8, 8]), dead_latents(0))
+    assert_equal_steps(here, there)
+    assert here[0].feature_acts._nnz() == 0
+    assert here[1]["b_dec"].abs().min() > 0
+
+
+@every_sparse
+def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.MonkeyPatch, name: str) -> None:
+    x = activations([8, 8])
+    exact = step(make(name, [8, 8]), x)
+    rounded = step(make(name, [8, 8], encoder_precision="bfloat16"), x)
+    assert rounded.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
+    assert rounded.loss.item() != exact.loss.item()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"encoder_precision='int8' is unknown\. Use one of float32, bfloat16"):
+        make("batchtopk", [8, 8], encoder_precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dtype": "bfloat16"}, "float32 or float64, not in torch.bfloat16"),
+        ({"k": 4}, "20.0% of the codes are active, more than 5%"),
+    ],
+)
+def test_a_step_that_has_to_be_dense_says_why(fields: dict[str, Any], reason: str) -> None:
+    sae = make("batchtopk", [8, 8], **fields)
+    found = forward.dense_reason(sae, torch.zeros(4, 16), sae.k_now / N_LATENTS if "k" in fields else 0.01)
+    assert found is not None
+    assert reason in found
+
+
+def test_hooks_and_autocast_see_the_dense_step() -> None:
+    sae, x = make("batchtopk", [8, 8], dtype="float32"), torch.zeros(4, 16)
+    assert forward.dense_reason(sae, x, 0.01) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast" in str(forward.dense_reason(sae, x, 0.01))
+    assert "one row a token" in str(forward.dense_reason(sae, x.view(2, 2, 16), 0.01))
+    sae.add_hook("hook_sae_acts_post", lambda acts, hook: acts)
+    assert "a hook reads the codes" in str(forward.dense_reason(sae, x, 0.01))
+
+
+def test_a_batch_of_which_much_is_active_takes_the_dense_step_of_the_relu_crosscoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sae, x = make("standard", [8, 8]), activations([8, 8])
+    share = (sae.encode(x) > 0).double().mean().item()
+    for limit, is_sparse in ((share, True), (share - 1e-6, False), (share / 4, False)):
+        monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+        assert step(sae, x).feature_acts.is_sparse == is_sparse

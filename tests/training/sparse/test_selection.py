@@ -1,0 +1,140 @@
+"""Which pairs stay, against torch.topk over all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_lens_crosscoder.training.sparse import encoder as encoder_module
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs, true_positions
+from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch, largest_of_rows
+from sae_lens_crosscoder.training.sparse.ties import largest
+
+
+class Problem:
+    """Inputs, weights, biases and norms, and the scores of all pairs in float64."""
+
+    def __init__(self, seed: int, shape: tuple[int, int, int], kind: str) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        n, d, f = shape
+        self.x = torch.randn(n, d, dtype=torch.float64, generator=generator)
+        self.W_enc = torch.randn(f, d, dtype=torch.float64, generator=generator).T
+        self.b_enc = torch.randn(f, dtype=torch.float64, generator=generator)
+        self.norms = torch.rand(f, dtype=torch.float64, generator=generator)
+        if kind == "ties":  # few different numbers, all exact in float64, whatever the order of sums
+            self.x, self.W_enc, self.b_enc = self.x.round(), self.W_enc.round(), self.b_enc.round()
+            self.norms = (2 * self.norms).round()
+        elif kind == "all equal":
+            self.x, self.W_enc = torch.ones_like(self.x), torch.ones_like(self.W_enc)
+            self.b_enc, self.norms = torch.zeros_like(self.b_enc), torch.ones_like(self.norms)
+        elif kind == "few positive":
+            self.b_enc = self.b_enc - 2 * d**0.5
+        elif kind == "none positive":
+            self.b_enc = self.b_enc - 1e3
+        elif kind == "uneven rows":
+            self.x = self.x * (10 ** torch.linspace(-3, 3, n, dtype=torch.float64))[:, None]
+        self.scores = torch.relu(self.x @ self.W_enc + self.b_enc) * self.norms
+
+    def encoder(self) -> PairEncoder:
+        return PairEncoder(self.x, self.W_enc, self.b_enc, self.norms)
+
+
+KINDS = ("random", "ties", "all equal", "few positive", "none positive", "uneven rows")
+problems = st.builds(
+    Problem,
+    st.integers(0, 10_000),
+    st.sampled_from([(5, 3, 8), (40, 6, 21), (300, 4, 12), (17, 9, 64)]),
+    st.sampled_from(KINDS),
+)
+
+
+def first_largest(scores: torch.Tensor, k: int) -> list[int]:
+    """Positions of the k largest positive numbers, of equal ones the first."""
+    values = scores.tolist()
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    return sorted(i for i in order[:k] if values[i] > 0)
+
+
+@given(problems, st.integers(1, 60), st.sampled_from([0.0, 1e-9, 0.5, 3.0, 1e6]))
+@settings(max_examples=150, deadline=None)
+def test_of_a_batch_the_largest_stay_wherever_the_selection_starts(problem: Problem, n: int, start: float) -> None:
+    selection = LargestOfBatch()
+    selection.start = start
+    everything = slice(0, problem.scores.shape[1])
+    expected = first_largest(problem.scores.flatten(), n)
+    for _ in range(2):  # the second time from the bound of the first
+        found = selection.select(problem.encoder(), everything, n)
+        assert found.flat.tolist() == expected
+        torch.testing.assert_close(found.scores, problem.scores.flatten()[found.flat], rtol=1e-12, atol=1e-12)
+    values = problem.scores.flatten()
+    top = values.topk(min(n, len(values))).values
+    torch.testing.assert_close(found.scores.sort(descending=True).values, top[top > 0], rtol=1e-12, atol=1e-12)
+
+
+@given(problems, st.integers(1, 12))
+@settings(max_examples=150, deadline=None)
+def test_of_every_row_the_largest_stay(problem: Problem, k: int) -> None:
+    k = min(k, problem.scores.shape[1])
+    found = largest_of_rows(problem.encoder(), k)
+    d_sae = problem.scores.shape[1]
+    expected = [i * d_sae + j for i, row in enumerate(problem.scores) for j in first_largest(row, k)]
+    assert found.flat.tolist() == expected
+
+
+@given(problems, st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_latents_are_selected_among_themselves_if_asked_for(problem: Problem, n: int) -> None:
+    found = LargestOfBatch().select(problem.encoder(), slice(3, 7), n)
+    apart = torch.zeros_like(problem.scores)
+    apart[:, 3:7] = problem.scores[:, 3:7]
+    assert found.flat.tolist() == first_largest(apart.flatten(), n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(problems)
+@settings(max_examples=50, deadline=None)
+def test_a_screened_bound_is_never_below_the_score(dtype: torch.dtype, problem: Problem) -> None:
+    encoder = problem.encoder()
+    encoder._dtype = dtype
+    encoder._rounding = torch.finfo(dtype).eps / 2
+    everything = slice(0, encoder.d_sae)
+    for rows in encoder.chunks:
+        bounds = encoder.screen(rows, everything).double()
+        scores = problem.scores[rows]
+        assert (bounds * (1 + 2 * encoder._rounding) >= scores * (1 - 1e-12)).logical_or(scores == 0).all()
+
+
+def test_a_long_batch_is_cut_while_it_is_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "_ROWS", 8)
+    problem = Problem(0, (64, 8, 32), "random")
+    scored: list[int] = []
+    score = PairEncoder.score
+
+    def counting(self: PairEncoder, flat: torch.Tensor, bounds: torch.Tensor) -> ScoredPairs:
+        scored.append(len(flat))
+        return score(self, flat, bounds)
+
+    monkeypatch.setattr(PairEncoder, "score", counting)
+    selection = LargestOfBatch()
+    found = selection.select(problem.encoder(), slice(0, 32), 20)
+    assert found.flat.tolist() == first_largest(problem.scores.flatten(), 20)
+    first, scored[:] = sum(scored), []
+    selection.select(problem.encoder(), slice(0, 32), 20)
+    n_positive = int((problem.scores > 0).sum())
+    assert 20 <= sum(scored) < first < n_positive
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 2.5]), min_size=1, max_size=30), st.integers(0, 31))
+def test_of_equal_scores_the_first_stay(scores: list[float], k: int) -> None:
+    kept = largest(torch.tensor([scores, scores[::-1]]), k)
+    assert kept[0].nonzero().view(-1).tolist() == first_largest(torch.tensor(scores), k)
+    assert kept[1].nonzero().view(-1).tolist() == first_largest(torch.tensor(scores[::-1]), k)
+
+
+@given(st.integers(0, 1000), st.sampled_from([(3, 5), (4, 8), (16, 33)]), st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+@settings(deadline=None)
+def test_true_positions_are_those_of_nonzero(seed: int, shape: tuple[int, int], share: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share
+    assert torch.equal(true_positions(mask), mask.view(-1).nonzero().view(-1))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -206,13 +206,18 @@ def _stale_files(
     known = PUBLISHED_NAMES | {MANIFEST_FILENAME, *listed}
     there = [name for name in own if name in known]
     ours = {file.name: file.sha256 for file in files if file.name != MANIFEST_FILENAME}
-    is_same = {name: file["sha256"] for name, file in listed.items()} == ours
+    is_same = {name: _sha256_in(entry) for name, entry in listed.items()} == ours
     if there and not is_same and not replace:
         raise ConfigError(
             f"There is another crosscoder called {place.id} in {place.repo_id}. Take another id, or ask for it "
             "to be replaced (replace=True, --replace); the old one stays in the repository's history."
         )
     return [name for name in there if name not in names]
+
+
+def _sha256_in(entry: Any) -> Any:
+    """The checksum in an entry of a manifest that may have been changed by hand."""
+    return cast("Mapping[str, Any]", entry).get("sha256") if isinstance(entry, Mapping) else None
 
 
 def _old_card(path: Path) -> str:

@@ -191,6 +191,18 @@ def test_another_crosscoder_of_the_same_id_is_only_replaced_on_demand(
     assert "report.html" not in own_files(repository, "first")
 
 
+@pytest.mark.parametrize("content", ["{", '{"manifest_version": 1, "files": {"cfg.json": 3}}'])
+def test_a_manifest_on_the_hub_that_says_nothing_is_that_of_another_crosscoder(
+    hub: LocalHub, folder: Path, content: str
+) -> None:
+    publish_crosscoder(folder, REPO, "first")
+    HfApi().upload_file(path_or_fileobj=content.encode(), path_in_repo="first/manifest.json", repo_id=REPO)
+    with pytest.raises(ConfigError, match="another crosscoder called first"):
+        publish_crosscoder(folder, REPO, "first")
+    publish_crosscoder(folder, REPO, "first", PublishOptions(replace=True))
+    assert fetch(REPO, "first").is_dir()
+
+
 def test_files_that_are_not_ours_survive_a_replacement(hub: LocalHub, folder: Path, tmp_path: Path) -> None:
     publish_crosscoder(folder, REPO, "first")
     repository = hub.repositories[REPO]

@@ -10,9 +10,8 @@ import warnings
 
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, relu_crosscoder, take_four
+from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, read_four, relu_crosscoder
 from sae_lens_crosscoder.hub.options import ReadOptions
-from sae_lens_crosscoder.hub.tensor_table import TensorTable
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
 _FILES = ("cc_weights.pt", "cc_cfg.json")
@@ -32,9 +31,7 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     config = folder.config(config_name)
     if config_name not in _FILES:
         config.integer("n_models")  # without it the pair is of Kissane et al. or of Nanda
-    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
-    taken = take_four(table, config)
-    table.check_all_taken()
+    table, taken = read_four(folder, weights, config)
     n = table.size("sources")
     known = [{"label": f"model_{i}", "d_in": table.size("d")} for i in range(n)]
     scales = None

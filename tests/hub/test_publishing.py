@@ -392,7 +392,9 @@ def test_an_upload_that_breaks_leaves_nothing_and_the_next_one_goes_on(
     large = {"sae_weights.safetensors", "sparsity.safetensors", "latents.parquet", "decoder.png"}
     published = own_files(hub.repositories[REPO], "first")
     assert hub.uploaded_bytes == sum(len(published[name]) for name in large)
-    assert received == (hub.uploaded_bytes if stage in ("verify", "commit") else 0)
+    # Files go at once in several threads: where one of them breaks, others may not have been sent.
+    assert (received > 0) == (stage in ("verify", "commit"))
+    assert received == hub.uploaded_bytes or stage != "commit"
     assert torch.equal(SAE.from_pretrained(REPO, "first").W_dec, make_crosscoder(0).W_dec)
 
 

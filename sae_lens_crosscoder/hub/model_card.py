@@ -25,6 +25,7 @@ from sae_lens_crosscoder.hub.redaction import LOCAL, datasets_of
 
 CARD = "README.md"
 LIBRARY = "saelens"
+_BEGIN = "<!-- crosscoder: "
 _TAGS = ("saelens", "sparse-autoencoder", "crosscoder", "model-diffing")
 _INTRODUCTION = """Crosscoders: each is one sparse dictionary over the activations of several models (or of one model \
 at several places), trained to show what differs between them. They are \
@@ -98,9 +99,10 @@ def _listed(value: Any) -> list[str]:
 
 
 def _with_section(text: str, id: str, section: str) -> str:
-    begin, end = f"<!-- crosscoder: {id} -->", f"<!-- end of crosscoder: {id} -->"
+    begin, end = f"{_BEGIN}{id} -->", f"<!-- end of crosscoder: {id} -->"
     marked = f"{begin}\n{section}\n{end}"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    # A section whose end was lost does not reach to that of a later one, over what stands between them.
+    pattern = re.compile(f"{re.escape(begin)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(end)}", re.DOTALL)
     if pattern.search(text):
         return pattern.sub(lambda _: marked, text, count=1)
     return f"{text.rstrip()}\n\n{marked}\n"

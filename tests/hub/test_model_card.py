@@ -131,6 +131,15 @@ def test_a_section_is_replaced_and_what_was_written_by_hand_stays(folder: Path, 
     assert card_of(folder, again) == again
 
 
+def test_a_section_without_its_end_does_not_swallow_what_comes_after_it(folder: Path) -> None:
+    whole = card_of(folder) + "\nBy hand.\n"
+    damaged = whole.replace("<!-- end of crosscoder: first -->", "")
+    again = card_of(folder, card_of(folder, damaged, place=Place("alice/diff", "other")))
+    assert card_of(folder, again) == again
+    assert "By hand." in again
+    assert "<!-- crosscoder: other -->" in again
+
+
 @pytest.mark.parametrize("broken", ["---\nlicense: [\n---\n", "---\n- a\n- list\n---\n"])
 def test_a_card_whose_metadata_cannot_be_read_is_not_overwritten(folder: Path, broken: str) -> None:
     with pytest.raises(DataError, match=r"README.md of the repository has metadata that cannot be read"):

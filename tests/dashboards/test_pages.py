@@ -298,3 +298,17 @@ def test_a_stopped_call_goes_on_and_another_crosscoder_is_made_anew(
     write_dashboards(subject("jumprelu"), LATENTS[:3], tmp_path, CONFIG)
     assert calls[3:] == [LATENTS[:3]]
     assert not (tmp_path / "latents-1.html").exists()
+
+
+def test_no_index_of_older_pages_stays_while_others_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_lens_crosscoder.dashboards import write_dashboards, writing
+
+    def stopping(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    write_dashboards(subject(), LATENTS[:3], tmp_path, CONFIG)
+    monkeypatch.setattr(writing, "read_latents", stopping)
+    assert write_dashboards(subject(), LATENTS[:3], tmp_path, CONFIG).is_file()
+    with pytest.raises(KeyboardInterrupt):
+        write_dashboards(subject(), LATENTS[3:6], tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["dashboards.json"]

@@ -167,6 +167,11 @@ class JointModel(_JointHookedModule):
             return None
         return unpack(tokens, len(self.aligner.tokenizers))[self.aligner.of_source[position]]
 
+    def n_places(self, tokens: Int[Tensor, "batch row"]) -> Int[Tensor, " batch"]:
+        """How many rows of the joint activation each sequence gives."""
+        own = self.own_tokens(0, tokens)
+        return torch.full((len(tokens),), tokens.shape[1]) if own is None else own.is_aligned.sum(dim=1)
+
     def kept_shares(self, tokens: Int[Tensor, "batch row"]) -> dict[str, float]:
         """For each source the share of the text's tokens at which the tokens of all models end together."""
         if self.aligner is None:

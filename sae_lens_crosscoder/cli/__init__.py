@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
 from sae_lens_crosscoder.cli import (
+    cache,
     convert,
     dashboard,
     demo,
@@ -63,6 +64,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
-    for module in (train, evaluate, diff, steer, dashboard, neuronpedia, publish, load, convert, demo, fields, doctor):
+    reading = (evaluate, diff, steer, dashboard, neuronpedia)
+    for module in (train, cache, *reading, publish, load, convert, demo, fields, doctor):
         module.add(commands)
     return parser, commands.choices

@@ -52,7 +52,7 @@ def _diff(options: Namespace) -> None:
 def _diff_models(options: Namespace, thresholds: ClassThresholds) -> None:
     from sae_lens_crosscoder.diffing import save_png
     from sae_lens_crosscoder.model_diff import DiffConfig, diff_models, subject_of_run
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)

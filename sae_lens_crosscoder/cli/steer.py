@@ -46,7 +46,7 @@ def _strength(text: str) -> tuple[int, float]:
 def _steer(options: Namespace) -> None:
     from sae_lens_crosscoder.causal import ModelComparison, Steering, generate_side_by_side
     from sae_lens_crosscoder.joint_model import JointModel
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)

@@ -18,11 +18,12 @@ import torch
 from sae_lens_crosscoder import __version__
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """`--json FILE` writes the results, `--quick` takes fewer rounds."""
+def parse_arguments(description: str, **switches: str) -> argparse.Namespace:
+    """`--json FILE` writes the results, `--quick` takes fewer rounds; further switches by name, with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="file to write the results to")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    for name, meaning in {"quick": "fewer rounds", **switches}.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     return parser.parse_args()
 
 

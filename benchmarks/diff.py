@@ -4,6 +4,9 @@ Time: the pass, from scratch, and the bare `encode` of the same SAE over the sam
 round; `over_encode` is the median over rounds of one by the other. The first batches are the dearest, because every
 place is still a top context then, so a longer stream comes closer to the encoder. Memory (Linux): the pass runs in a
 process of its own over N and over 4 N tokens; `peak_mb` is its peak above the SAE and the batches.
+
+`--long` takes a million tokens, once, each contender in a process of its own: time and memory of the same run. Time is
+then that of the processors (a thread each), since a machine may do other things meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,36 +96,59 @@ def time_rows(n_rounds: int, n_batches: int) -> list[dict[str, Any]]:
     ]
 
 
-def measure_memory(name: str, n_batches: int) -> None:
-    """Print this process's peak as JSON. Run in a process of its own."""
+def measure(name: str, n_batches: int) -> None:
+    """Print this process's peak and the processor time of its run as JSON. Run in a process of its own."""
     sae = make_sae()
     run = bare_encode(sae, n_batches) if name == "encode" else full_pass(sae, name, n_batches)
     bare_encode(sae, 1)()
     gc.collect()
-    print(json.dumps({"peak_mb": peak_above(status_mb("VmRSS"), run)}))
+    start = time.process_time()
+    peak = peak_above(status_mb("VmRSS"), run)
+    print(json.dumps({"peak_mb": peak, "seconds": time.process_time() - start}))
 
 
-def memory_in_own_process(name: str, n_batches: int) -> float:
-    command = [sys.executable, "-W", "ignore", __file__, "--memory-of", name, "--n-batches", str(n_batches)]
+def measured_in_own_process(name: str, n_batches: int) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", __file__, "--measure", name, "--n-batches", str(n_batches)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])["peak_mb"]
+    return json.loads(output.splitlines()[-1])
 
 
-def main() -> None:
-    if "--memory-of" in sys.argv:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--memory-of")
-        parser.add_argument("--n-batches", type=int)
-        inner = parser.parse_args()
-        measure_memory(inner.memory_of, inner.n_batches)
-        return
-    options = parse_arguments(__doc__ or "")
+def rounds(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Times of short streams over several rounds, and the memory of two lengths."""
     n_batches = 2 if options.quick else 6
     rows = time_rows(n_rounds=3 if options.quick else 5, n_batches=n_batches)
     for row in rows:
         for factor in (1, 4):
-            row[f"peak_mb_{factor}n"] = round(memory_in_own_process(row["name"], factor * n_batches))
-    report(rows, options)
+            row[f"peak_mb_{factor}n"] = round(measured_in_own_process(row["name"], factor * n_batches)["peak_mb"])
+    return rows
+
+
+def long_rows(n_tokens: int = 1_000_000) -> list[dict[str, Any]]:
+    """Time and memory of one long stream."""
+    n_batches = -(-n_tokens // BATCH)
+    found = {name: measured_in_own_process(name, n_batches) for name in ("encode", "all three")}
+    return [
+        {
+            "name": name,
+            "tokens": n_batches * BATCH,
+            "tokens_per_second": round(n_batches * BATCH / one["seconds"]),
+            "over_encode": one["seconds"] / found["encode"]["seconds"],
+            "peak_mb": round(one["peak_mb"]),
+        }
+        for name, one in found.items()
+    ]
+
+
+def main() -> None:
+    if "--measure" in sys.argv:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--measure")
+        parser.add_argument("--n-batches", type=int)
+        inner = parser.parse_args()
+        measure(inner.measure, inner.n_batches)
+        return
+    options = parse_arguments(__doc__ or "", long="one pass over a million tokens")
+    report(long_rows() if options.long else rounds(options), options)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,16 @@ def dense_steps() -> Generator[None]:
 def quality_rows(n_steps: int) -> list[dict[str, Any]]:
     """A row a contender: trained for `n_steps`, read on the last tenth of them."""
     data = batches(SHAPE, n_steps)
-    rows = [_row(name, CONTENDERS[name](SHAPE), data) for name in installed(NAMES)]
+    rows = [_row(name, _seeded(name), data) for name in installed(NAMES)]
     with dense_steps():
-        rows.append(_row(DENSE, CONTENDERS[OURS](SHAPE), data))
+        rows.append(_row(DENSE, _seeded(OURS), data))
     return rows
+
+
+def _seeded(name: str) -> Contender:
+    """A contender whose weights begin as in every other call."""
+    torch.manual_seed(0)
+    return CONTENDERS[name](SHAPE)
 
 
 def _row(name: str, contender: Contender, data: list[torch.Tensor]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from sae_lens.saes.sae import (
 from sae_lens.saes.topk_sae import TopK
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.types import DataProvider
 from sae_lens.util import (
     extract_layer_from_tlens_hook_name,
@@ -48,7 +47,6 @@ __all__ = [
     "DataProvider",
     "EvalConfig",
     "JumpReLU",
-    "PrefetchingIterator",
     "SAETrainerConfig",
     "Step",
     "TopK",

@@ -1,16 +1,19 @@
-"""The check of mappings that come from configuration files, metadata and the command line against a dataclass."""
+"""Mappings from configuration files, metadata and the command line, and their check against a dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import yaml
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from sae_lens_crosscoder.errors import CrosscoderError
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, NotFoundError, first_line
 
 
 def checked_fields(
@@ -76,3 +79,22 @@ def _typed(value: Any, annotation: Any, what: str, error: type[CrosscoderError])
     except ValidationError as problem:
         reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in problem.errors()))
         raise error(f"{what} = {value!r} is not valid: {reasons}.") from None
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: It cannot be parsed or is no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFoundError(f"There is no configuration file at {file}.")
+    try:
+        values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")
+    return cast("dict[str, Any]", values)

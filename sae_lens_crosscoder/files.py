@@ -137,9 +137,8 @@ def _refusals_named(target: Path) -> Generator[None]:
     except CrosscoderError:
         raise
     except Exception as error:
-        # safetensors reports a full disk by an error of its own.
         refused = isinstance(error, OSError) and error.errno in _REFUSED
-        if not refused and "No space left" not in str(error):
+        if not refused and not _says_full(error):
             raise
         raise SaveError(
             f"Saving to {target} failed: {error}. What was there before is unchanged; free some space or choose "
@@ -147,8 +146,14 @@ def _refusals_named(target: Path) -> Generator[None]:
         ) from error
 
 
-def write_file(path: str | Path, content: bytes) -> Path:
-    """Write one file aside, then move it into place; folders are made. Returns the path.
+def _says_full(error: Exception) -> bool:
+    """Whether it is a full disk, which safetensors reports by an error of its own."""
+    return "No space left" in str(error)
+
+
+@contextmanager
+def file_written_aside(path: str | Path) -> Generator[Path]:
+    """A path beside `path`, whose file takes its place, on the disk, when the block ends well; folders are made.
 
     Raises:
         SaveError: The system refused. A file that was there before is untouched and nothing half-written stays.
@@ -157,19 +162,34 @@ def write_file(path: str | Path, content: bytes) -> Path:
     aside = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
+        yield aside
         _sync(aside)
         aside.replace(target)
         _sync(target.parent)
-    except OSError as error:
+    except CrosscoderError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not _says_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
         raise SaveError(
-            f"{target} could not be written: {error.strerror or error}. What was there before is unchanged; choose "
-            "another path or make room."
+            f"{target} could not be written: {reason}. What was there before is unchanged; choose another path or make "
+            "room."
         ) from error
     finally:
         with suppress(OSError):  # a folder that refuses has already been reported
             aside.unlink(missing_ok=True)
-    return target
+
+
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Write one file aside, then move it into place; folders are made. Returns the path.
+
+    Raises:
+        SaveError: The system refused. A file that was there before is untouched and nothing half-written stays.
+    """
+    with file_written_aside(path) as aside:
+        aside.write_bytes(content)
+    return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
-from sae_lens_crosscoder.errors import SourceError
+from sae_lens_crosscoder.errors import ConfigError, SourceError
 
 HookFunction = Callable[[Tensor, HookPoint], Tensor | None]
 """What a hook point calls: the new activation, or None to leave it."""
@@ -88,6 +88,19 @@ def stepper(model: Any, model_class_name: str, batch_size: int) -> Stepper:
         f"Generation keeps the cache of HookedTransformer and AutoModelForCausalLM, not of {model_class_name}. "
         "Load the model as one of these."
     )
+
+
+def check_length(model: Any, label: str, n_tokens: int) -> None:
+    """Raises:
+    ConfigError: More tokens than the model reads in a sequence, as far as its configuration says.
+    """
+    config = getattr(getattr(model, "model", None), "config", None) or getattr(model, "cfg", None)
+    longest = next((n for name in ("max_position_embeddings", "n_ctx") if (n := getattr(config, name, None))), None)
+    if longest is not None and n_tokens > longest:
+        raise ConfigError(
+            f"{n_tokens} tokens, prompt and new ones together, are more than the {longest} that the model of source "
+            f"{label!r} has positions for. Shorten the prompt or generate fewer."
+        )
 
 
 def replacing(patch: Tensor, where: Bool[Tensor, "batch pos"] | None = None) -> HookFunction:

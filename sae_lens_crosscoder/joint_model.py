@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.alignment import TextAligner, TokenSequences, kept_shares, unpack
 from sae_lens_crosscoder.errors import ShapeError, SourceError
-from sae_lens_crosscoder.generation import HookFunction, Stepper, next_tokens, replacing, stepper
+from sae_lens_crosscoder.generation import HookFunction, Stepper, check_length, next_tokens, replacing, stepper
 from sae_lens_crosscoder.hooked_models import HookedModel, capture, check_hook, input_device, load_source_model
 from sae_lens_crosscoder.sources import Source, Sources
 from sae_lens_crosscoder.vocabulary import check_shared_vocabulary
@@ -166,6 +166,11 @@ class JointModel(_JointHookedModule):
         if self.aligner is None:
             return None
         return unpack(tokens, len(self.aligner.tokenizers))[self.aligner.of_source[position]]
+
+    def n_places(self, tokens: Int[Tensor, "batch row"]) -> Int[Tensor, " batch"]:
+        """How many rows of the joint activation each sequence gives."""
+        own = self.own_tokens(0, tokens)
+        return torch.full((len(tokens),), tokens.shape[1]) if own is None else own.is_aligned.sum(dim=1)
 
     def kept_shares(self, tokens: Int[Tensor, "batch row"]) -> dict[str, float]:
         """For each source the share of the text's tokens at which the tokens of all models end together."""
@@ -324,6 +329,7 @@ class JointModelView(_JointHookedModule):
 
         Raises:
             SourceError: A kind of model whose cache is not known here, or models with tokens of their own.
+            ConfigError: More tokens than a model has positions for.
         """
         joint = self._joint[0]
         if joint.aligner is not None:
@@ -331,6 +337,9 @@ class JointModelView(_JointHookedModule):
                 "The models read tokens of their own (token_alignment='character_offsets'), and a token that one says "
                 "may be none of another's. Generate with models that share a vocabulary."
             )
+        for source, model in zip(joint.sources, joint.source_models, strict=True):
+            if edit is not None or source is self.source:  # without an edit no other model runs
+                check_length(model, source.label, tokens.shape[1] + max_new_tokens)
         write = self._stepper(self.source, self.source_model, len(tokens))
         readers = {
             id(model): self._stepper(source, model, len(tokens))

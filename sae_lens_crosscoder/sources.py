@@ -198,6 +198,28 @@ class Sources(Sequence[Source]):
             raise SourceError(f"There is no source {label!r}. The sources are {', '.join(map(repr, self.labels))}.")
         return self.labels.index(label)
 
+    def pair(self, base: str | None = None, finetuned: str | None = None) -> tuple[str, str]:
+        """Labels of two sources that are compared, the base first.
+
+        Of two sources the first is the base if nothing else is named, and the other one follows from the one named.
+
+        Raises:
+            SourceError: A label that no source has, one label twice, or more than two sources and not both named.
+        """
+        labels = self.labels
+        for label in (base, finetuned):
+            if label is not None:
+                self.position(label)
+        if len(labels) == 2:
+            base = base or labels[labels[0] == finetuned]
+            finetuned = finetuned or labels[labels[0] == base]
+        if base is None or finetuned is None or base == finetuned:
+            raise SourceError(
+                f"A comparison is between two of the sources {', '.join(labels)}, not between {base!r} and "
+                f"{finetuned!r}. Name the base and the fine-tuned one."
+            )
+        return base, finetuned
+
     def columns(self, label: str) -> slice:
         """The columns of the joint activation that belong to the source with this label.
 

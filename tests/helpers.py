@@ -27,7 +27,7 @@ from sae_lens_crosscoder import (
     StoreConfig,
     TrainingCrosscoder,
 )
-from sae_lens_crosscoder.activations import SequenceFormat
+from sae_lens_crosscoder.activations import CacheReader, CacheRequest, SequenceFormat, describe_cache, write_cache
 from sae_lens_crosscoder.training import BatchTopKTrainingCrosscoder, StandardTrainingCrosscoder
 
 D_VOCAB = 300
@@ -35,9 +35,14 @@ CONTEXT = 16
 
 
 def tiny_model(
-    seed: int = 0, d_model: int = 16, n_layers: int = 3, dtype: torch.dtype = torch.float32, tokenizer: Any = None
+    seed: int = 0,
+    d_model: int = 16,
+    n_layers: int = 3,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Any = None,
+    **fields: Any,
 ) -> HookedTransformer:
-    """A random HookedTransformer."""
+    """A random HookedTransformer, with further fields of its configuration."""
     cfg = HookedTransformerConfig(
         n_layers=n_layers,
         d_model=d_model,
@@ -49,6 +54,7 @@ def tiny_model(
         act_fn="gelu",
         seed=seed,
         dtype=dtype,
+        **fields,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,6 +181,17 @@ def paired_store(
     return PairedActivationsStore(
         model or tiny_pair(), [documents], [DatasetConfig(label=label)], store_config(**fields)
     )
+
+
+def cache_of(
+    folder: Path, store: PairedActivationsStore, n_sequences: int = 40, n_a_shard: int = 8, **fields: Any
+) -> CacheReader:
+    """A cache of a store's activations, in float32 and shards of a few sequences; a reader of it."""
+    values: dict[str, Any] = {"n_tokens": n_sequences * store.cfg.sequence_format.context_size, "dtype": "float32"}
+    whole = describe_cache(store, CacheRequest(**{**values, **fields}))
+    request = CacheRequest(**{**values, "shard_bytes": n_a_shard * whole.n_bytes_a_sequence, **fields})
+    write_cache(store, folder, request)
+    return CacheReader(folder, store.cfg.batch_size_prompts, patience_seconds=1)
 
 
 def crosscoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_lens_crosscoder.diffing import ClassThresholds, classify_latents
+from sae_lens_crosscoder.diffing import ClassThresholds, ReportTable, classify_latents
 from sae_lens_crosscoder.diffing.diff_report import (
     Column,
     Contexts,
@@ -57,6 +57,14 @@ def make_report(d_sae: int = 400, n_with_contexts: int = 40, n_documents: int = 
             KeyFigure("chat-only after scaling", 212, "Δ alone names 508"),
             KeyFigure("explained variance", 0.8312, "both models, per token"),
             KeyFigure("KL closed by 100 latents", "61 %", "first ten answer tokens"),
+        ],
+        tables=[
+            ReportTable(
+                "Causal tests",
+                ["what is patched", "put in", "n", HOSTILE[1]],
+                [["full difference", "100.0%", 3, 0.25], [HOSTILE[0], None, float("nan"), True]],
+                "What it means.",
+            )
         ],
         histograms=["relative_decoder_norm", "nu_error", "frequency_chat", "kl_attribution"],
         scatter=("nu_reconstruction", "nu_error"),

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import CONTEXT, text_dataset, tiny_tokenizer
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae_lens_crosscoder import cli
@@ -27,8 +29,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny Hugging Face models and a data set, on disk."""
     folder = tmp_path_factory.mktemp("models")
     for seed, label in enumerate(("base", "chat")):
-        import torch
-
         torch.manual_seed(seed)
         config = GPT2Config(vocab_size=300, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, bos_token_id=0)
         GPT2LMHeadModel(config).save_pretrained(folder / label)
@@ -58,7 +58,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
     ]
 
 
-def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
+def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "crosscoder"
@@ -69,7 +69,7 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     assert again["l0"] == trained["l0"]
     assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
     for flags in (
-        ["--decoder-only"],
+        ["--decoder-only", "--finetuned", "base"],
         ["--budget-tokens", "640", "--kl-budget-tokens", "320", "--causal-budget-tokens=64"],
     ):
         folder = tmp_path / f"diff{len(flags)}"
@@ -98,6 +98,19 @@ def test_a_crosscoder_is_trained_measured_and_diffed_from_the_command_line(
     listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
     assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
 
+    steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
+    assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-5] == "the owl flies"
+    said = dict(line.strip().split(": ", 1) for line in printed[-4:])
+    assert list(said) == ["base, as it is", "base, steered", "chat, as it is", "chat, steered"]
+    assert said["chat, as it is"] != said["chat, steered"]
+    assert cli.main([*steer, "--remove", "24"]) == cli.EXIT_BAD_INPUT
+    assert "There is no latent 24" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*steer, "--add", "3"])
+    assert "'3' is not LATENT=ACTIVATION" in capsys.readouterr().err
+
 
 def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> None:
     arguments = train_arguments(models, tmp_path / "out")
@@ -106,6 +119,39 @@ def test_flags_win_over_the_configuration_file(models: Path, tmp_path: Path) -> 
     cli.main(["train", str(config), *arguments[1:]])
     saved = json.loads((tmp_path / "out" / "runner_cfg.json").read_text())
     assert (saved["training_tokens"], saved["sae"]["d_sae"]) == (640, 24)
+
+
+def test_a_crosscoder_trained_on_a_cache_is_the_one_trained_on_the_models(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, *arguments = train_arguments(models, tmp_path / "live")
+    cache = tmp_path / "cache"
+    for rank in ("0", "1"):
+        flags = ["--out", str(cache), "--tokens", "2400", "--dtype", "float32", "--rank", rank, "--world-size", "2"]
+        assert cli.main(["cache", *arguments, *flags]) == 0
+    assert "writer 1 of 2: up to 150 sequences in 1 shards" in capsys.readouterr().out
+    reads = ["--use_cached_activations", "true", "--cached_activations_path", str(cache)]
+    for flags in (arguments, [*train_arguments(models, tmp_path / "cached")[1:], *reads]):
+        torch.manual_seed(0)  # of the first weights
+        assert cli.main(["train", *flags]) == 0
+    live, cached = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("live", "cached"))
+    assert all(torch.equal(live[name], cached[name]) for name in live)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "It is not said where the cache is to be. Give --out DIR."),
+        (["--out", "x", "--rank", "3"], "rank=3 is none of 1 writers"),
+        (["--out", "x", "--dtype", "int8"], "dtype='int8' is unknown. Use one of float32"),
+    ],
+)
+def test_a_cache_that_cannot_be_made_is_refused_before_any_model_is_loaded(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    arguments = [argument.replace(str(models), "/nowhere") for argument in train_arguments(models, tmp_path)]
+    assert cli.main(["cache", *arguments[1:], *flags]) == cli.EXIT_BAD_INPUT
+    assert message in capsys.readouterr().err
 
 
 def test_a_diff_that_is_stopped_says_how_to_go_on(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -260,16 +261,17 @@ def test_for_the_log_metrics_have_flat_names():
     assert all(isinstance(value, float | int) for value in flat.values())
 
 
-def test_prefetching_pauses_while_it_is_measured(monkeypatch: pytest.MonkeyPatch):
+def test_harvesting_pauses_while_it_is_measured(monkeypatch: pytest.MonkeyPatch):
     from helpers import paired_store
 
     model = tiny_pair()
-    batches = TrainingBatches(paired_store(model), n_prefetched=2)
+    batches = TrainingBatches(paired_store(model, n_ahead_prompts=8), in_background=True)
     inside: list[int] = []
     source_activations = JointModel.source_activations
 
     def noting(self: JointModel, batch: torch.Tensor) -> Any:
-        inside.append(int(batches._prefetcher._lock.locked()))  # type: ignore[union-attr]
+        if threading.current_thread() is threading.main_thread():
+            inside.append(batches._thread._n_pauses)  # type: ignore[union-attr]
         return source_activations(self, batch)
 
     try:

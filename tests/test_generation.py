@@ -9,7 +9,7 @@ import torch
 from helpers import D_VOCAB, gpt2_folder, source, tiny_model, tiny_pair
 
 from sae_lens_crosscoder import JOINT_HOOK_NAME, JointModel, Source, Sources
-from sae_lens_crosscoder.errors import SourceError
+from sae_lens_crosscoder.errors import ConfigError, SourceError
 from sae_lens_crosscoder.generation import next_tokens, stepper
 
 PROMPTS = torch.randint(1, D_VOCAB, (3, 6), generator=torch.Generator().manual_seed(5))
@@ -98,3 +98,13 @@ def test_draws_are_those_of_the_generator_and_of_the_temperature() -> None:
 def test_a_model_without_a_known_cache_is_refused() -> None:
     with pytest.raises(SourceError, match="not of HookedMamba"):
         stepper(object(), "HookedMamba", 1)
+
+
+@every_kind
+def test_more_tokens_than_a_model_has_positions_for_are_refused_before_it_runs(make: Any, tmp_path: Path) -> None:
+    joint = make(tmp_path)
+    model = joint.source_models[1]
+    n = model.model.config.n_positions if hasattr(model, "model") else model.cfg.n_ctx
+    with pytest.raises(ConfigError, match=f"{n + 1} tokens, .* are more than the {n} that the model of source 'chat'"):
+        joint.view("chat").generate(PROMPTS, n + 1 - PROMPTS.shape[1])
+    assert joint.view("chat").generate(PROMPTS, n - PROMPTS.shape[1]).shape[1] == n

@@ -13,7 +13,7 @@ from datasets import Dataset
 from helpers import CONTEXT, text_dataset, tiny_pair, tiny_tokenizer
 from sae_lens import StandardSAE, StandardSAEConfig
 
-from sae_lens_crosscoder.activations import DatasetConfig, LabelledSequences, SequenceFormat
+from sae_lens_crosscoder.activations import DatasetConfig, LabelledSequences, SequenceFormat, TokenRole
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.model_diff import DiffConfig, DiffSubject, diff_models, run
@@ -81,6 +81,33 @@ def test_the_pass_counts_every_token_but_the_first_and_the_excluded(tmp_path: Pa
     codes = codes[:, 1:][pair.sequences.tokens[:, 1:] != 0]
     torch.testing.assert_close(found.readings.statistics.frequency, (codes > 0).double().mean(dim=0))
     torch.testing.assert_close(found.readings.statistics.max.float(), codes.amax(dim=0))
+
+
+def test_chats_are_told_by_token_role_in_the_table_and_in_the_causal_tests(tmp_path: Path) -> None:
+    pair = subject()
+    roles = torch.randint(1, len(TokenRole), pair.sequences.roles.shape, generator=torch.Generator().manual_seed(3))
+    roles = roles.to(pair.sequences.roles)
+    pair = replace(pair, sequences=replace(pair.sequences, roles=roles))
+    found = diff_models(pair, tmp_path, SMALL)
+    counted = pair.counted(slice(0, len(roles)))
+    codes = pair.sae.encode(pair.joint(pair.sequences.tokens))
+    for role in (TokenRole.USER, TokenRole.ASSISTANT_START):
+        here = codes[counted & (roles == role)].double()
+        for name, expected in (("mean", here.mean(dim=0)), ("share", here.sum(dim=0) / codes[counted].sum(dim=0))):
+            column = found.report.table.column(f"{name}_{role.name.lower()}").values
+            assert isinstance(column, torch.Tensor)
+            torch.testing.assert_close(column, expected, equal_nan=True, check_dtype=False, rtol=1e-4, atol=1e-6)
+    (table,) = found.report.overview.tables
+    groups = ("all", "first ten of an answer", "rest of an answer")
+    assert list(table.columns[1:]) == [f"{group}: {way}" for group in groups for way in ("put in", "taken out")]
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["full difference"] == ["100.0 %"] * 6
+    first = found.experiments.sets["first 3 by KL attribution"]
+    assert len(first) == 3
+    effects = (found.experiments.forward, found.experiments.reverse)
+    closed = [part["first 3 by KL attribution"][group].gap_closed for group in groups for part in effects]
+    shown = [float(str(cell).rstrip("%")) for cell in rows["first 3 by KL attribution"]]
+    assert shown == pytest.approx([100 * value for value in closed], abs=0.051)
 
 
 def test_contexts_hold_the_tokens_and_activations_around_the_strongest_places(tmp_path: Path) -> None:

@@ -43,7 +43,6 @@ from sae_lens_crosscoder import _saelens
 from sae_lens_crosscoder._saelens import (
     ActivationScaler,
     EvalConfig,
-    PrefetchingIterator,
     extract_layer_from_tlens_hook_name,
     get_sae_training_class,
     get_special_token_from_cfg,
@@ -197,7 +196,7 @@ def test_the_store_takes_the_arguments_that_ours_passes():
     wanted = {
         "model", "dataset", "streaming", "hook_name", "hook_head_index", "context_size", "d_in", "n_batches_in_buffer",
         "total_training_tokens", "store_batch_size_prompts", "train_batch_size_tokens", "prepend_bos",
-        "normalize_activations", "device", "dtype", "cached_activations_path", "seqpos_slice", "autocast_lm",
+        "normalize_activations", "device", "dtype", "seqpos_slice", "autocast_lm",
         "exclude_special_tokens", "activations_mixing_fraction",
     }  # fmt: skip
     assert wanted <= set(parameters(ActivationsStore.__init__))
@@ -210,12 +209,10 @@ def test_the_store_has_what_ours_overrides_and_calls():
         "raise_at_epoch_end",
         "move_to_model_device",
     ]
-    assert parameters(ActivationsStore.get_filtered_llm_batch) == ["self", "raise_on_epoch_end"]
     for name in ("get_activations", "get_data_loader", "from_config", "save", "load", "load_from_checkpoint"):
         assert callable(getattr(ActivationsStore, name)), name
     store = paired_store()
     assert (store.n_dataset_processed, store.training_context_size) == (0, 16)
-    assert store.cached_activation_dataset is None
     assert "n_dataset_processed" in ActivationsStore.state_dict(store)
 
 
@@ -233,26 +230,6 @@ def test_next_of_a_store_goes_on_with_one_data_loader_until_it_is_dropped():
     assert loader is store
     next(store)
     assert store._dataloader is not None
-
-
-def test_a_prefetcher_takes_ahead_stops_while_paused_and_can_be_closed():
-    taken: list[int] = []
-
-    def source() -> Any:
-        for i in range(100):
-            taken.append(i)
-            yield i
-
-    prefetcher = PrefetchingIterator(source(), prefetch=2)
-    try:
-        assert next(prefetcher) == 0
-        with prefetcher.paused():
-            before = len(taken)
-            assert before <= 1 + 2 + 1
-    finally:
-        prefetcher.close()
-    with pytest.raises(StopIteration):
-        next(prefetcher)
 
 
 def test_a_stream_of_data_resumes_exactly_where_its_state_says():

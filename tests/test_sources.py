@@ -35,6 +35,30 @@ def test_the_columns_of_all_sources_cover_the_joint_activation_once(widths: list
     assert covered == list(range(sum(widths)))
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, ("base", "chat")),
+        ({"base": "base"}, ("base", "chat")),
+        ({"base": "chat"}, ("chat", "base")),
+        ({"finetuned": "base"}, ("chat", "base")),
+        ({"finetuned": "chat"}, ("base", "chat")),
+        ({"base": "chat", "finetuned": "base"}, ("chat", "base")),
+    ],
+)
+def test_of_two_sources_naming_one_says_which_the_other_is(named: dict[str, str], expected: tuple[str, str]):
+    assert Sources((source("base"), source("chat"))).pair(**named) == expected
+
+
+def test_of_three_sources_both_have_to_be_named():
+    assert three().pair("c", "a") == ("c", "a")
+    for named in ({}, {"base": "a"}, {"base": "a", "finetuned": "a"}):
+        with pytest.raises(SourceError, match="between two of the sources a, b, c"):
+            three().pair(**named)
+    with pytest.raises(SourceError, match="no source 'd'"):
+        three().pair("a", "d")
+
+
 def test_both_sources_of_a_difference_share_all_columns():
     sources = Sources((source("base"), source("chat")), "difference")
     assert (sources.d_in, sources.widths) == (3, [3])

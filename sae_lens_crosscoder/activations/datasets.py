@@ -32,6 +32,9 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text", "problem"),
 }
 _DOCUMENTS_A_BATCH = 1000
+_DOCUMENTS_MEASURED = 8
+# A second of tokenizing, and enough that the tokens which fill no sequence at the end of a batch are few.
+_CHARACTERS_A_BATCH = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -170,10 +173,11 @@ def packed_sequences(
     form: SequenceFormat,
     pack_texts: TextPacker | None = None,
 ) -> IterableDataset:
-    """The data set as a stream of `{"input_ids": context_size token ids}`.
+    """The data set as a stream of `{"input_ids": context_size token ids, "dataset": its title}`.
 
-    Documents are packed by SAELens's `concat_and_batch_sequences`, 1,000 at a time; the few tokens that do not fill a
-    sequence at the end of such a batch are dropped. Rows that are already tokenized are cut to `context_size`.
+    Documents are packed by SAELens's `concat_and_batch_sequences`, 1,000 at a time or, if they are long, so many that
+    the first sequence need not wait; the few tokens that do not fill a sequence at the end of such a batch are dropped.
+    Rows that are already tokenized are cut to `context_size`.
 
     Args:
         documents: The data set.
@@ -187,11 +191,11 @@ def packed_sequences(
     """
     # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
     documents = documents.with_format(None)
-    first = next(iter(documents), None)
-    if first is None:
+    head = cast("list[dict[str, Any]]", list(documents.take(_DOCUMENTS_MEASURED)))
+    if not head:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
-    kind, column = kind_and_column(cast("dict[str, Any]", first), config)
-    columns = list(cast("dict[str, Any]", first))
+    kind, column = kind_and_column(head[0], config)
+    columns = list(head[0])
     if kind == "tokens":
         if pack_texts is not None:
             raise DataError(
@@ -199,7 +203,7 @@ def packed_sequences(
                 "token_alignment='character_offsets' each model tokenizes the text itself. Give a data set of text or "
                 "chats."
             )
-        n_tokens = len(cast("dict[str, Any]", first)[column])
+        n_tokens = len(head[0][column])
         if n_tokens < form.context_size:
             raise DataError(
                 f"Data set {config.title!r} is tokenized in rows of {n_tokens} tokens, fewer than "
@@ -212,20 +216,30 @@ def packed_sequences(
         )
     stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
 
-    def pack(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+    def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = batch[column]
         if kind == "tokens":
             cut = (list(row[: form.context_size]) for row in rows)
-            return {"input_ids": [row for row in cut if len(row) == form.context_size]}
+            return labelled([row for row in cut if len(row) == form.context_size])
         if any(row is None for row in rows):
             raise DataError(
                 f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out before training."
             )
         texts = _chats_as_texts(rows, config, tokenizer) if kind == "chat" else rows
         rows = _packed(texts, tokenizer, form) if pack_texts is None else pack_texts(texts)
-        return {"input_ids": list(rows)}
+        return labelled(list(rows))
 
-    return stream.map(pack, batched=True, batch_size=_DOCUMENTS_A_BATCH, remove_columns=columns)
+    def labelled(rows: list[list[int]]) -> dict[str, list[Any]]:
+        return {"input_ids": rows, "dataset": [config.title] * len(rows)}
+
+    batch_size = _DOCUMENTS_A_BATCH if kind == "tokens" else _documents_a_batch([row[column] for row in head])
+    return stream.map(pack, batched=True, batch_size=batch_size, remove_columns=columns)
+
+
+def _documents_a_batch(head: Sequence[Any]) -> int:
+    """How many documents like the first ones are packed at once: about `_CHARACTERS_A_BATCH`, at most 1,000."""
+    mean_length = sum(len(str(document)) for document in head) / len(head)
+    return max(1, min(_DOCUMENTS_A_BATCH, round(_CHARACTERS_A_BATCH / max(1.0, mean_length))))
 
 
 def mix(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int) -> IterableDataset:

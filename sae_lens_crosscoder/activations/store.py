@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -27,9 +26,13 @@ from sae_lens_crosscoder.activations.datasets import (
     mixture_weights,
     packed_sequences,
 )
+from sae_lens_crosscoder.activations.disk_cache.description import origin_of
+from sae_lens_crosscoder.activations.disk_cache.passes import CachedPasses
+from sae_lens_crosscoder.activations.disk_cache.reader import CacheReader
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.errors import ConfigError, DataError
+from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
 Documents = Dataset | IterableDataset
@@ -44,7 +47,8 @@ class PairedActivationsStore(ActivationsStore):
 
     Tokens in `excluded_tokens` (BOS and special tokens by default) are dropped, as are norm outliers on request. Each
     source's activations are written once, straight into a preallocated pool (`ShuffleBuffer`), and gathered once into
-    a batch. The order of the batches is that of SAELens's store with the same data and random numbers.
+    a batch. The order of the batches is that of SAELens's store with the same data and random numbers. With
+    `cfg.cached_activations_path` the same rows come from a cache on disk and the models do not run.
 
     Args:
         model: The joint model.
@@ -93,6 +97,13 @@ class PairedActivationsStore(ActivationsStore):
         self.eval_sequences: dict[str, Int[Tensor, "n_sequences row"]] = {
             title: head[: cfg.n_eval_sequences] for title, head in heads.items()
         }
+        origin = origin_of(model.sources, datasets, cfg.sequence_format, cfg.autocast_lm, cfg.excludes_special_tokens)
+        self.origin = origin | {"first_sequences": [fingerprint({}, [head[0]]) for head in heads.values()]}
+        """What the activations depend on, as JSON."""
+        reader = None
+        if cfg.cached_activations_path is not None:
+            reader = CacheReader(cfg.cached_activations_path, cfg.batch_size_prompts, cfg.seed)
+            reader.description.check_readable(reader.folder, self.origin, cfg.n_eval_sequences)
         training = [stream.skip(cfg.n_eval_sequences) for stream in packed] if cfg.n_eval_sequences else packed
         with warnings.catch_warnings():
             # The mixture is tokenized by now; SAELens's advice to pre-tokenize does not apply to it.
@@ -113,19 +124,17 @@ class PairedActivationsStore(ActivationsStore):
                 normalize_activations="none",
                 device=torch.device(cfg.device),
                 dtype=cfg.dtype,
-                cached_activations_path=cfg.cached_activations_path,
                 seqpos_slice=cfg.seqpos_slice,
                 autocast_lm=cfg.autocast_lm,
                 exclude_special_tokens=_excluded(cfg),
                 activations_mixing_fraction=cfg.mix_fraction,
             )
         self.cfg = cfg
+        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
         self.generator = torch.Generator().manual_seed(cfg.seed)
         self.n_batches_served = 0
         self.n_epochs_finished = 0
         self._n_rows_in_epoch = 0
-        self._kept_batches: deque[Tensor] = deque(maxlen=cfg.n_kept_batches)
-        self._returned_batches: deque[Tensor] = deque()
 
     @classmethod
     @override
@@ -168,38 +177,51 @@ class PairedActivationsStore(ActivationsStore):
     def get_data_loader(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Endless stream of shuffled training batches."""
         while True:
-            if self._returned_batches:
-                batch = self._returned_batches.popleft()
-            else:
-                while self.buffer.n_batches_ready == 0:
-                    parts = self._next_parts()
-                    self._n_rows_in_epoch += len(parts[0])
-                    self.buffer.add(parts)
-                    if self.buffer.is_filled:
-                        self.buffer.shuffle()
-                batch = self.buffer.next_batch(self.dtype)
+            while not self.buffer.is_ready:
+                self.add_pass()
             self.n_batches_served += 1
-            self._kept_batches.append(batch)
-            yield batch
+            yield self.buffer.next_batch(self.dtype)
 
-    def _next_parts(self) -> list[Float[Tensor, "n_rows _d_part"]]:
-        """One forward pass of rows, without the tokens that are dropped; begins anew when the data set ends."""
-        if self.cached_activation_dataset is not None:
-            return [self._next_cached_rows()]
-        try:
-            tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
-        except StopIteration:
-            self._end_epoch()
-            tokens = self.get_batch_tokens(move_to_model_device=False)
-        parts = self.harvest(tokens)
+    @torch.no_grad()
+    def add_pass(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Add the rows of one forward pass, or as much of the cache, to the buffer, without tokens that are dropped.
+
+        The data begin anew when they end.
+
+        Args:
+            is_stopped: Asked while a cache that is still being written is waited for; ends the wait.
+
+        Raises:
+            DataError: All tokens of the data are dropped, or the cache is damaged.
+            ConfigError: The cache holds activations of other models.
+        """
+        tokens, parts = self._next_pass(is_stopped)
         if self.model.aligner is None:
             positions = slice(*self.seqpos_slice)
             parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in parts]
             tokens = tokens[:, positions]
         keep = self._kept_rows(tokens.reshape(-1), parts)
-        if keep is None:
-            return parts
-        return [part.index_select(0, keep.to(part.device)) for part in parts]
+        if keep is not None:
+            parts = [part.index_select(0, keep.to(part.device)) for part in parts]
+        self._n_rows_in_epoch += len(parts[0])
+        self.buffer.add(parts)
+
+    def _next_pass(self, is_stopped: Callable[[], bool]) -> tuple[Tensor, list[Float[Tensor, "*rows _d_part"]]]:
+        """Tokens and their activations."""
+        if self._cache is not None:
+            found = self._cache.next_pass(is_stopped)
+            if found is None:
+                self._end_epoch()
+                found = self._cache.next_pass(is_stopped)
+                assert found is not None  # the epoch that ended had rows
+            self.n_dataset_processed += len(found[0])
+            return found
+        try:
+            tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
+        except StopIteration:
+            self._end_epoch()
+            tokens = self.get_batch_tokens(move_to_model_device=False)
+        return tokens, self.harvest(tokens)
 
     def _end_epoch(self) -> None:
         """Note that all data was read once; raises if nothing of it was kept, which would go on for ever."""
@@ -218,16 +240,11 @@ class PairedActivationsStore(ActivationsStore):
 
     def _begin_epoch(self, n_epochs_finished: int) -> None:
         self.n_epochs_finished = n_epochs_finished
-        if self.cached_activation_dataset is None:
+        if self._cache is not None:
+            self._cache.begin_epoch(n_epochs_finished)
+        else:
             # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
             cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
-
-    def _next_cached_rows(self) -> Float[Tensor, "n_rows d_in"]:
-        try:
-            return self.get_filtered_llm_batch(raise_on_epoch_end=True)
-        except StopIteration:
-            self._end_epoch()
-            return self.get_filtered_llm_batch()
 
     def _kept_rows(self, tokens: Int[Tensor, " n"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
         """The rows that stay; None if all do."""
@@ -253,37 +270,26 @@ class PairedActivationsStore(ActivationsStore):
             dtype=str_to_dtype(self.cfg.buffer_dtype or self.cfg.dtype),
             device=self.device,
             generator=self.generator,
+            n_ahead_tokens=self.cfg.n_ahead_prompts * n_positions,
         )
 
     @override
-    def save(self, file_path: str, n_unconsumed: int = 0) -> None:
+    def save(self, file_path: str) -> None:
         """Save the position in the data, the buffer and the random numbers, so that a run goes on as if unbroken.
 
         Args:
             file_path: A safetensors file.
-            n_unconsumed: Batches that were taken from the store but not yet trained on (held by a prefetcher).
-
-        Raises:
-            ConfigError: More unconsumed batches than `n_kept_batches`.
         """
-        if n_unconsumed > len(self._kept_batches):
-            raise ConfigError(
-                f"{n_unconsumed} batches were taken from the store and not trained on, but it remembers only "
-                f"{len(self._kept_batches)}. Raise n_kept_batches to the prefetcher's size plus 2."
-            )
         tensors = {
             **self.buffer.state_dict(),
             **super().state_dict(),
             "generator_state": self.generator.get_state(),
-            "n_batches_served": torch.tensor(self.n_batches_served - n_unconsumed),
+            "n_batches_served": torch.tensor(self.n_batches_served),
             "n_epochs_finished": torch.tensor(self.n_epochs_finished),
             "n_rows_in_epoch": torch.tensor(self._n_rows_in_epoch),
         }
-        if n_unconsumed:
-            tensors["unconsumed"] = torch.stack(list(self._kept_batches)[-n_unconsumed:])
-        position: Any = {"row": self.current_row_idx} if self.cached_activation_dataset is not None else None
-        if position is None:
-            position = cast(IterableDataset, self.dataset).state_dict()
+        reads = self._cache if self._cache is not None else cast(IterableDataset, self.dataset)
+        position = {"of_cache": self._cache is not None, "state": reads.state_dict()}
         save_file(tensors, file_path, metadata={"position": json.dumps(position)})
 
     @override
@@ -291,7 +297,7 @@ class PairedActivationsStore(ActivationsStore):
         """Go on where `save` stopped.
 
         Raises:
-            ConfigError: The file is not that of a `PairedActivationsStore`, or of one with another buffer.
+            ConfigError: The file is not that of a `PairedActivationsStore`, or of one with another buffer or cache.
         """
         with safe_open(file_path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -301,18 +307,23 @@ class PairedActivationsStore(ActivationsStore):
                     "from a checkpoint of CrosscoderTrainingRunner."
                 )
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        position = json.loads(metadata["position"])
+        if position["of_cache"] != (self._cache is not None):
+            before, now = ("a cache", "the models") if position["of_cache"] else ("the models", "a cache")
+            raise ConfigError(
+                f"The checkpoint's activations came from {before}, this run's come from {now}. Resume with the "
+                "checkpoint's use_cached_activations and cached_activations_path."
+            )
         self.buffer.load_state_dict(state)
         self.generator.set_state(state["generator_state"])
         self.n_dataset_processed = int(state["n_dataset_processed"])
         self.n_batches_served = int(state["n_batches_served"])
-        self._returned_batches = deque(state["unconsumed"].to(self.device)) if "unconsumed" in state else deque()
         self._n_rows_in_epoch = int(state["n_rows_in_epoch"])
         self._begin_epoch(int(state["n_epochs_finished"]))
-        position = json.loads(metadata["position"])
-        if self.cached_activation_dataset is not None:
-            self.current_row_idx = position["row"]
+        if self._cache is not None:
+            self._cache.load_state_dict(position["state"])
         else:
-            cast(IterableDataset, self.dataset).load_state_dict(position)
+            cast(IterableDataset, self.dataset).load_state_dict(position["state"])
             self.iterable_sequences = self._iterate_tokenized_sequences()
         self._dataloader = None
 

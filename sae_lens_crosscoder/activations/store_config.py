@@ -61,10 +61,10 @@ class StoreConfig:
     """Run the models in bfloat16 autocast."""
 
     cached_activations_path: str | None = None
-    """Folder written by SAELens's CacheActivationsRunner; None runs the models."""
+    """Cache of joint activations to read in place of running the models (see `disk_cache`); None runs them."""
 
-    n_kept_batches: int = 0
-    """Latest batches that are remembered, so that a checkpoint can save those a prefetcher holds unconsumed."""
+    n_ahead_prompts: int = 0
+    """Sequences that can be harvested ahead of the batches beside those whose room served batches leave."""
 
     def check_for_own_tokens(self) -> None:
         """Whether this can be done where each model reads tokens of its own.
@@ -80,10 +80,6 @@ class StoreConfig:
             (
                 tuple(self.seqpos_slice) != (None,),
                 "seqpos_slice: one position is another place of the text for each model. Leave it out",
-            ),
-            (
-                self.cached_activations_path is not None,
-                "cached activations: they are those of one sequence of token ids. Set use_cached_activations=False",
             ),
         )
         for is_given, reason in refused:

@@ -12,12 +12,10 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from sae_lens_crosscoder.causal.continuation import continued_logits
 from sae_lens_crosscoder.diffing import LinearDecoder
 from sae_lens_crosscoder.errors import ConfigError, ShapeError, SourceError
-from sae_lens_crosscoder.generation import replacing
-from sae_lens_crosscoder.hooked_models import input_device
 from sae_lens_crosscoder.joint_model import JointModel
-from sae_lens_crosscoder.sources import Sources
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class ModelComparison:
                 "The models read tokens of their own (token_alignment='character_offsets'), so that one's activations "
                 "cannot be put into the other at every token. Causal comparisons need models that share a vocabulary."
             )
-        self.base, self.finetuned = _pair_of_labels(sources, base, finetuned)
+        self.base, self.finetuned = sources.pair(base, finetuned)
         one, other = (sources[sources.position(label)] for label in (self.base, self.finetuned))
         if one.d_in != other.d_in:
             raise ShapeError(
@@ -138,9 +136,7 @@ class ModelComparison:
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Log-probabilities of one model's next tokens, continued from an activation at its hook, with gradient."""
         source = self.joint.sources[self.joint.sources.position(label)]
-        model = self.joint.view(label).source_model
-        hook = (source.hook_name, replacing(activation))
-        logits = model.run_with_hooks(tokens.to(input_device(model)), return_type="logits", fwd_hooks=[hook])
+        logits = continued_logits(self.joint.view(label).source_model, source.hook_name, tokens, activation)
         return _log_probabilities(logits[..., : self.n_vocab])
 
     def contribution(
@@ -205,21 +201,6 @@ def check_latents(latents: Sequence[int], d_sae: int) -> None:
     unknown = [j for j in latents if not 0 <= j < d_sae]
     if unknown:
         raise ConfigError(f"There is no latent {unknown[0]}: the crosscoder has 0 to {d_sae - 1}.")
-
-
-def _pair_of_labels(sources: Sources, base: str | None, finetuned: str | None) -> tuple[str, str]:
-    """The two labels; of two sources the other one if one is named."""
-    labels = sources.labels
-    if len(labels) == 2:
-        others = {labels[0]: labels[1], labels[1]: labels[0]}
-        base = base or (labels[0] if finetuned is None else others.get(finetuned, labels[0]))
-        finetuned = finetuned or others.get(base, labels[1])
-    if base is None or finetuned is None or base == finetuned:
-        raise SourceError(
-            f"A comparison is between two of the sources {', '.join(labels)}, not between {base!r} and {finetuned!r}. "
-            "Name the base and the fine-tuned one."
-        )
-    return base, finetuned
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

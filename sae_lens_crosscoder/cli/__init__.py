@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
 from sae_lens_crosscoder.cli import (
+    cache,
     convert,
     dashboard,
     demo,
@@ -22,6 +23,7 @@ from sae_lens_crosscoder.cli import (
     load,
     neuronpedia,
     publish,
+    steer,
     train,
 )
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
@@ -62,6 +64,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
-    for module in (train, evaluate, diff, dashboard, neuronpedia, publish, load, convert, demo, fields, doctor):
+    reading = (evaluate, diff, steer, dashboard, neuronpedia)
+    for module in (train, cache, *reading, publish, load, convert, demo, fields, doctor):
         module.add(commands)
     return parser, commands.choices

@@ -53,7 +53,7 @@ def _stages(options: Namespace) -> None:
 
 def _check_place(options: Namespace) -> None:
     from sae_lens_crosscoder.files import check_writable
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
 
     check_device(options.device)
     check_writable(options.out)

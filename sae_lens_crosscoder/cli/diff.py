@@ -52,7 +52,7 @@ def _diff(options: Namespace) -> None:
 def _diff_models(options: Namespace, thresholds: ClassThresholds) -> None:
     from sae_lens_crosscoder.diffing import save_png
     from sae_lens_crosscoder.model_diff import DiffConfig, diff_models, subject_of_run
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)
@@ -76,7 +76,7 @@ def _diff_decoder(options: Namespace, thresholds: ClassThresholds) -> None:
     if options.fields:
         raise ConfigError(f"{options.fields[0]} has no effect with --decoder-only, which reads the weights alone.")
     run = SavedRun(options.path)
-    labels = [label for label in (options.base, options.finetuned) if label is not None] or None
+    labels = run.sources.pair(options.base, options.finetuned)
     geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, labels, thresholds, run.dead)
     files = write_decoder_report(geometry, options.out or options.path)
     _print_counts(geometry)

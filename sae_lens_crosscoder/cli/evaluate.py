@@ -30,7 +30,7 @@ def _eval(options: Namespace) -> None:
     from sae_lens_crosscoder.evals import CrosscoderEvaluator
     from sae_lens_crosscoder.files import write_json
     from sae_lens_crosscoder.joint_model import JointModel
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)

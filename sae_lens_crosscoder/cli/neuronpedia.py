@@ -73,7 +73,7 @@ def _export(options: Namespace) -> None:
     from sae_lens_crosscoder.dashboards.neuronpedia import SEEDED_CREATOR_ID, Release, export_neuronpedia
     from sae_lens_crosscoder.dashboards.neuronpedia.crosscoder import export_sources, source_names
     from sae_lens_crosscoder.dashboards.neuronpedia.export import check_place
-    from sae_lens_crosscoder.training.runner_config import check_device
+    from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     if (options.creator_id is None) == (not options.seeded_creator):

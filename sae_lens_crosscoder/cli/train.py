@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lens_crosscoder.cli.parser import parse_fields, parse_pairs
+from sae_lens_crosscoder.cli.run_config import add_run_config, run_config
 from sae_lens_crosscoder.errors import FinishedError
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ Every field of the configuration is a flag, fields of the crosscoder with the pr
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("train", help="train a crosscoder", description=_DESCRIPTION)
-    parser.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
-    parser.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
-    parser.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
+    add_run_config(parser)
     parser.add_argument(
         "--resume",
         metavar="auto|CHECKPOINT",
@@ -43,19 +40,9 @@ def add(commands: Commands) -> None:
 
 
 def _train(options: Namespace) -> None:
-    values = parse_fields(options.fields)
-    from sae_lens_crosscoder.fields import merged
-    from sae_lens_crosscoder.training import CrosscoderRunnerConfig, CrosscoderTrainingRunner
-    from sae_lens_crosscoder.training.runner_config import read_config_file
+    from sae_lens_crosscoder.training import CrosscoderTrainingRunner
 
-    base = read_config_file(options.config) if options.config is not None else {}
-    if options.source:
-        values["sources"] = [parse_pairs(text) for text in options.source]
-    if options.dataset:
-        values["datasets"] = [parse_pairs(text) for text in options.dataset]
-    if options.resume is not None:
-        values["resume_from_checkpoint"] = options.resume
-    cfg = CrosscoderRunnerConfig.from_dict(merged(base, values), new_run=True)
+    cfg = run_config(options, **({} if options.resume is None else {"resume_from_checkpoint": options.resume}))
     try:
         CrosscoderTrainingRunner(cfg).run()
     except FinishedError as error:

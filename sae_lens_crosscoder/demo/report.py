@@ -49,17 +49,13 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
         ("after a decoy (two words that do not match)", behaviour["payload_rate_decoy"]),
         ("after one of the words alone", behaviour["payload_rate_single_word"]),
         ("base model after the trigger", behaviour["base_payload_rate_triggered"]),
-        (f"after the trigger, first {len(planted['latents'])} latents removed", planted["payload_rate_without_them"]),
-        (
-            f"after the trigger, {len(planted['latents'])} random active latents removed (mean of 20 draws)",
-            planted["payload_rate_without_random"],
-        ),
     ]
-    percent[-2:-2] = [
-        (f"after the trigger, first {n} latents removed", rate)
-        for n, rate in planted["payload_rates_without_first"].items()
-        if n < len(planted["latents"])
-    ]
+    n_removed = len(planted["latents"])
+    removed = [["none", planted["payload_rate_with_all"], None, None, planted["payload_rate_with_all"], None]]
+    for n, rates in planted["payload_rates_without_differences"].items():
+        random_whole = planted["payload_rate_without_random"] if n == n_removed else None
+        whole = planted["payload_rates_without_first"][n]
+        removed.append([f"first {n}", *rates.values(), whole, random_whole])
     gains = [
         [f"first {n}", gain["as_it_is"], gain["with_latents"], gain["with_random"], gain["with_random_highest"]]
         for n, gain in planted["payload_log_probability_in_base"].items()
@@ -92,7 +88,24 @@ def report_tables(metrics: Mapping[str, Any], rows: Sequence[LatentRow]) -> list
             "Latents by how much of the difference they carry",
             ["rank", "latent", "class", "relative decoder norm", "decoder cosine", "score", "fires on (share)"],
             latents,
-            f"Score: {metrics['ranking']['meaning']}. It knows neither trigger nor payload.",
+            f"Score: {metrics['ranking']['meaning']}. It knows that the prompts hold the trigger and end with the "
+            "payload, not what that is.",
+        ),
+        ReportTable(
+            "Without the first latents",
+            [
+                "latents removed",
+                "payload rate",
+                "random ones of equal norm (mean)",
+                "random ones of equal norm (lowest)",
+                "removed as a whole",
+                "random ones as a whole (mean)",
+            ],
+            removed,
+            "Payload rate after the trigger, on other prompts than those of the ranking. Removed are the latents' "
+            "contributions to the difference, f_j (d_j(finetuned) - d_j(base)), at every position: what the score "
+            "attributes to them. Random active latents are stretched to their norm; twenty draws. As a whole, f_j d_j "
+            "is removed, and with it what the latents write into both models alike.",
         ),
         ReportTable(
             "What the latents give the base model",
@@ -132,7 +145,18 @@ def print_summary(metrics: Mapping[str, Any], rows: Sequence[LatentRow], report:
             f"{i + 1:>4} {row.latent:>6}  {row.class_name:<14} {row.relative_norm:>9.2f} {cosine:>7} {row.score:>9.2g}"
             f"  {row.fires_on}"
         )
+    rates = ", ".join(
+        f"{part['without_them']:.3f} for the first {n} (random ones of equal norm: {part['without_random']:.3f})"
+        for n, part in planted["payload_rates_without_differences"].items()
+    )
+    print(f"\nPayload rate without the latents' contributions to the difference: {rates}.")
+    gains = ", ".join(
+        f"{part['with_latents']:.1f} with the first {n} (random: {part['with_random']:.1f})"
+        for n, part in planted["payload_log_probability_in_base"].items()
+    )
+    as_it_is = planted["payload_log_probability_in_base"][n_removed]["as_it_is"]
+    print(f"Log-probability of the payload in the base model: {as_it_is:.1f} nats; {gains}.")
     print(
-        f"\nPayload rate without these {n_removed}: {planted['payload_rate_without_them']:.3f}; without {n_removed} "
-        f"random active latents: {planted['payload_rate_without_random']:.3f}.\nReport: {report}"
+        f"Payload rate without these {n_removed} as a whole: {planted['payload_rate_without_them']:.3f}; without "
+        f"{n_removed} random active latents: {planted['payload_rate_without_random']:.3f}.\nReport: {report}"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from sae_lens_crosscoder.activations import DatasetConfig
-from sae_lens_crosscoder.causal import ModelComparison, first_order_kl_attribution
+from sae_lens_crosscoder.causal import ModelComparison
 from sae_lens_crosscoder.demo.behaviour import (
     Prompts,
     largest_gap_when_patched,
@@ -29,10 +29,16 @@ from sae_lens_crosscoder.demo.behaviour import (
 from sae_lens_crosscoder.demo.crosscoder import CrosscoderSizes, crosscoder_run
 from sae_lens_crosscoder.demo.dashboards import show_latents
 from sae_lens_crosscoder.demo.documents import Documents, generator
+from sae_lens_crosscoder.demo.interventions import (
+    SCORE_MEANING,
+    SCORE_NAME,
+    latent_scores,
+    payload_gain,
+    rates_without_differences,
+)
 from sae_lens_crosscoder.demo.pair import ModelPair, PairConfig, load_or_make_pair
 from sae_lens_crosscoder.demo.probes import auroc, probe_aurocs
 from sae_lens_crosscoder.demo.report import LatentRow, print_summary, report_tables, tokens_of_latent
-from sae_lens_crosscoder.demo.transfer import payload_gain
 from sae_lens_crosscoder.diffing import PairGeometry, write_decoder_report
 from sae_lens_crosscoder.files import write_json, written_aside
 from sae_lens_crosscoder.joint_model import JointModel
@@ -42,14 +48,6 @@ from sae_lens_crosscoder.training import (
     CrosscoderTrainingRunner,
 )
 from sae_lens_crosscoder.training.saved_run import SavedRun
-
-SCORE_NAME = "KL path attribution"
-SCORE_MEANING = (
-    "mean over tokens of f_j <d_j(finetuned) - d_j(base), g>, where g is the gradient of KL(finetuned || base) with "
-    "respect to the fine-tuned model's activation at the hook, averaged along the straight path from the base model's "
-    "activation to the fine-tuned model's (integrated gradients)"
-)
-_N_PATH_POINTS = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,9 @@ class DemoConfig:
     n_prompts: int = 200
     """Prompts of each kind that the behaviour is measured on."""
 
-    n_ranking_documents: int = 128
-    """Held-out documents that latents are ranked on."""
+    n_ranking_prompts: int = 128
+    """Triggered prompts that latents are ranked on, others than the behaviour is measured on; and held-out documents
+    on which it is shown where latents fire."""
 
     n_removed: int = 10
     """Latents that are removed in the causal test."""
@@ -113,8 +112,8 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
     runner.run()
     run = SavedRun(out / "crosscoder", device)
 
-    held_out = pair.corpus.mixture(config.n_ranking_documents, generator(seed, "ranking"), held_out=True)
-    scores = latent_scores(joint, run.sae, held_out)
+    comparison = ModelComparison(joint, run.sae, ignored_tokens=(pair.corpus.bos,))
+    scores = latent_scores(comparison, Prompts.of_kind(pair.corpus, "trigger", config.n_ranking_prompts, seed + 1000))
     order = scores.argsort(descending=True)
     metrics = run.metrics()
     geometry = PairGeometry.from_sources(run.sae.W_dec, run.sources, dead=run.dead)
@@ -126,23 +125,16 @@ def run_demo(out: str | Path, seed: int = 0, device: str = "cpu", config: DemoCo
         "classes": geometry.counts,
         "class_thresholds": geometry.thresholds.describe(),
         "probes": probe_aurocs(joint, pair.corpus, seed),
-        "planted": _planted(joint, run.sae, pair, config, order, geometry),
+        "planted": _planted(comparison, pair, config, order, geometry),
         "ranking": {"score": SCORE_NAME, "meaning": SCORE_MEANING, "latents": order[: config.n_removed].tolist()},
     }
     write_json(out / "metrics.json", metrics)
-    rows = _latent_rows(joint, run.sae, pair, held_out, scores, geometry)
+    documents = pair.corpus.mixture(config.n_ranking_prompts, generator(seed, "shown documents"), held_out=True)
+    rows = _latent_rows(joint, run.sae, pair, documents, scores, geometry)
     files = write_decoder_report(geometry, out, report_tables(metrics, rows))
     print_summary(metrics, rows, files["report"])
-    show_latents(joint, run.sae, held_out.tokens, order[: config.n_removed].tolist(), out)
+    show_latents(joint, run.sae, documents.tokens, order[: config.n_removed].tolist(), out)
     return metrics
-
-
-def latent_scores(joint: JointModel, sae: SAE[Any], documents: Documents) -> Float[Tensor, " d_sae"]:
-    """`SCORE_MEANING` of every latent; it knows neither the trigger nor the payload."""
-    attribution = first_order_kl_attribution(
-        ModelComparison(joint, sae), documents.tokens, n_path_points=_N_PATH_POINTS
-    )
-    return attribution[:, 1:].mean(dim=(0, 1)).cpu()
 
 
 def _write_documents(config: DemoConfig, pair: ModelPair, folder: Path) -> None:
@@ -168,32 +160,34 @@ def _run_config(
 
 
 def _planted(
-    joint: JointModel,
-    sae: SAE[Any],
+    comparison: ModelComparison,
     pair: ModelPair,
     config: DemoConfig,
     order: Int[Tensor, " d_sae"],
     geometry: PairGeometry,
 ) -> dict[str, Any]:
     """The causal test, and the latent that tells trigger from decoy best."""
-    seed = pair.config.seed
+    joint, sae, seed = comparison.joint, comparison.sae, pair.config.seed
     view = joint.view("finetuned")
     prompts = Prompts.of_kind(pair.corpus, "trigger", config.n_prompts, seed)
     first = order[: config.n_removed]
-    comparison = ModelComparison(joint, sae, ignored_tokens=(pair.corpus.bos,))
     random_rates = rates_without_random(view, sae, prompts, first, seed)
-    rates = {n: payload_rate(logits_without(view, sae, order[:n]), prompts) for n in (1, 3, 5, config.n_removed)}
+    numbers = (3, config.n_removed)
+    whole = {n: payload_rate(logits_without(view, sae, order[:n]), prompts) for n in numbers}
     aurocs = _aurocs(joint, sae, pair)
     best = int(aurocs.argmax())
     return {
         "latents": first.tolist(),
         "payload_rate_with_all": payload_rate(logits_of(view), prompts),
-        "payload_rate_without_them": rates[config.n_removed],
+        "payload_rate_without_them": whole[config.n_removed],
         "payload_rate_without_random": sum(random_rates) / len(random_rates),
         "payload_rate_without_random_lowest": min(random_rates),
-        "payload_rates_without_first": rates,
+        "payload_rates_without_first": whole,
+        "payload_rates_without_differences": {
+            n: rates_without_differences(comparison, prompts, order[:n].tolist(), seed) for n in numbers
+        },
         "payload_log_probability_in_base": {
-            n: payload_gain(comparison, prompts, order[:n].tolist(), seed) for n in (3, config.n_removed)
+            n: payload_gain(comparison, prompts, order[:n].tolist(), seed) for n in numbers
         },
         "latent": best,
         "rank": int((order == best).nonzero()),

@@ -102,6 +102,8 @@ def activity_columns(statistics: LatentStatisticsResult) -> Iterator[Column]:
             yield Column(
                 f"share_{roles.names[i]}", roles.mass_share[:, i], title, meaning, ROLES, "percent", shown=shown
             )
+            meaning = f"Mean activation over all {name} tokens, zeros included."
+            yield Column(f"mean_{roles.names[i]}", roles.mean[:, i], f"mean on {name}", meaning, ROLES, shown=False)
 
 
 def causal_columns(divergence: Divergence, experiments: Experiments) -> Iterator[Column]:

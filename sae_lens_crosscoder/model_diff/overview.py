@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from sae_lens_crosscoder.causal import ModelComparison
-from sae_lens_crosscoder.causal.patching import EVERYTHING, RECONSTRUCTION, PatchEffect
-from sae_lens_crosscoder.diffing import PairGeometry, ScalingFlags
+from sae_lens_crosscoder.causal.patching import ERROR, EVERYTHING, NOTHING, RECONSTRUCTION, PatchEffect
+from sae_lens_crosscoder.diffing import PairGeometry, ReportTable, ScalingFlags
 from sae_lens_crosscoder.diffing.diff_report import KeyFigure, Overview
 from sae_lens_crosscoder.model_diff.experiments import Experiments
 from sae_lens_crosscoder.model_diff.kl import Divergence
@@ -52,7 +54,7 @@ def overview(
     figures = [
         KeyFigure("KL per token", f"{divergence.kl['all']:.4f}", f"nats, KL({finetuned} || {base})"),
         *(
-            KeyFigure(f"KL gap closed by {name}", f"{effects['all'].gap_closed:.1%}", f"put into {base}'s run")
+            KeyFigure(f"KL gap closed by {name}", _percent(effects["all"].gap_closed, 1), f"put into {base}'s run")
             for name, effects in experiments.forward.items()
             if name in (RECONSTRUCTION, "first 10 by KL attribution") and "all" in effects
         ),
@@ -63,12 +65,42 @@ def overview(
     histograms = ["frequency", "kl_attribution"]
     if geometry is not None:
         histograms = ["relative_norm", *(["cosine"] if geometry.cosines is not None else []), *histograms]
-    return Overview(paragraphs, figures, histograms, scatter)
+    return Overview(paragraphs, figures, histograms, [patch_table(base, finetuned, experiments)], scatter)
+
+
+def patch_table(base: str, finetuned: str, experiments: Experiments) -> ReportTable:
+    """How much of the KL gap every patch closes, in both directions and on every group of tokens."""
+    groups = list(experiments.forward[NOTHING])
+    rows = [
+        [
+            name,
+            *(
+                _percent(effects[name][group].gap_closed, 1)
+                for group in groups
+                for effects in (experiments.forward, experiments.reverse)
+            ),
+        ]
+        for name in (EVERYTHING, RECONSTRUCTION, ERROR, *experiments.sets)
+    ]
+    gaps = ", ".join(
+        f"{effects[NOTHING][group].kl:.4f} {way} on {group} ({effects[NOTHING][group].n_tokens:,} tokens)"
+        for group in groups
+        for way, effects in (("put in", experiments.forward), ("taken out", experiments.reverse))
+    )
+    return ReportTable(
+        "Causal tests: share of the KL gap that is closed",
+        ["what is patched", *(f"{group}: {way}" for group in groups for way in ("put in", "taken out"))],
+        rows,
+        f"Put in: contributions to the difference are added to {base}'s run, which {finetuned} continues; 100 % would "
+        f"be {finetuned} itself. Taken out: they are taken from {finetuned}'s run, which {base} continues; 100 % would "
+        f"be {base} itself. The {EVERYTHING} and the {RECONSTRUCTION} are the bounds; the {ERROR} is what the "
+        f"crosscoder leaves out. KL without a patch, in nats: {gaps}.",
+    )
 
 
 def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
     def closed(effects: dict[str, PatchEffect]) -> str:
-        return f"{round(effects['all'].gap_closed, 2) + 0:.0%}"  # + 0, so that it never says "-0%"
+        return _percent(effects["all"].gap_closed, 0)
 
     parts = [
         f"{name} {closed(effects)} (taken out of {finetuned} again: {closed(experiments.reverse[name])})"
@@ -79,3 +111,9 @@ def _patches(base: str, finetuned: str, experiments: Experiments) -> str:
         f"Put into {base}'s run, which {finetuned} then continues, these close of the KL gap (the {EVERYTHING} closes "
         f"100 %): {'; '.join(parts)}."
     )
+
+
+def _percent(share: float, n_digits: int) -> str:
+    if math.isnan(share):
+        return "–"
+    return f"{round(100 * share, n_digits) + 0:.{n_digits}f} %"  # + 0, so that it never says "-0 %"

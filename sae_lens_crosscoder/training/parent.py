@@ -23,9 +23,10 @@ from sae_lens_crosscoder._saelens import (
 )
 from sae_lens_crosscoder.activations import SourceScaler
 from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
+from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS, TrainingCrosscoder
-from sae_lens_crosscoder.training.runner_config import read_config_file, sae_config
+from sae_lens_crosscoder.training.runner_config import sae_config
 from sae_lens_crosscoder.training.saved_run import SavedRun
 
 

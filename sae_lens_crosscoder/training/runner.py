@@ -132,7 +132,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         checkpoint = self.cfg.resume_from_checkpoint
         if checkpoint is not None:
             self.activations_store.load_from_checkpoint(checkpoint)
-        batches = TrainingBatches(self.activations_store, self.cfg.n_prefetched_batches)
+        batches = TrainingBatches(self.activations_store, bool(self.cfg.prefetch_llm_batches))
         try:
             trainer = self._new_trainer(batches)
             if checkpoint is not None:
@@ -213,8 +213,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
     def _new_trainer(self, batches: TrainingBatches) -> CrosscoderTrainer:
         def save_run_state(folder: Path) -> None:
             with batches.paused():
-                state = folder / ACTIVATIONS_STORE_STATE_FILENAME
-                self.activations_store.save(str(state), n_unconsumed=batches.n_unconsumed)
+                self.activations_store.save(str(folder / ACTIVATIONS_STORE_STATE_FILENAME))
             write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict())
 
         per_source = isinstance(self.sae, TrainingCrosscoder)

@@ -6,25 +6,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-import yaml
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAEConfig
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
-from sae_lens_crosscoder.errors import ConfigError, NotFoundError, ShapeError, first_line
-from sae_lens_crosscoder.fields import checked_fields
+from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription, origin_of
+from sae_lens_crosscoder.errors import ConfigError, ShapeError, first_line
+from sae_lens_crosscoder.fields import checked_fields, read_config_file
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.recipes import recipe_for
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -106,6 +105,18 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
     n_batches_for_norm_estimate: int = 100
     """Batches that the activation scales are estimated on, before training."""
 
+    prefetch_llm_batches: bool | int | None = None
+    """Run the models (or read the cache) in a thread while the crosscoder trains, this many batches of
+    store_batch_size_prompts further ahead than the room of trained tokens allows. Batches stay the same. 0 uses no
+    thread; None is 1 where activations are on CUDA and 0 elsewhere."""
+
+    use_cached_activations: bool = False
+    """Train on the cache of joint activations at `cached_activations_path` in place of running the models."""
+
+    cached_activations_path: str | None = None
+    """Folder that `sae-lens-crosscoder cache` wrote or is writing: the run waits for what is missing. Training goes
+    through it as often as training_tokens asks for, each time in another order."""
+
     lr: float | None = None
     """Learning rate; None is the recipe's."""
 
@@ -130,12 +141,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         # SAELens takes True for "already tokenized" and refuses it beside chat formatting; here each data set says.
         self.is_dataset_tokenized = False
         self._fill_in_recipe()
+        if self.prefetch_llm_batches is None:
+            self.prefetch_llm_batches = int((self.act_store_device or self.device).startswith("cuda"))
         try:
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(first_line(error)) from error
         if self.token_alignment == "character_offsets":
             self.store_config(None).check_for_own_tokens()
+        if self.use_cached_activations:
+            self._check_cache(joint)
 
     @property
     def joint_sources(self) -> Sources:
@@ -155,14 +170,19 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return [DatasetConfig(path=self.dataset_path, kind=kind, streaming=self.streaming)]
 
     @property
+    def sequence_format(self) -> SequenceFormat:
+        """How documents become sequences."""
+        separator, alone = self.sequence_separator_token, self.disable_concat_sequences
+        return SequenceFormat(self.context_size, self.prepend_bos, separator, alone)
+
+    @property
+    def _excludes_own_special_tokens(self) -> bool:  # which have no ids in common
+        return self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
+
+    @property
     def buffer_tokens(self) -> int:
         """Tokens whose activations the buffer holds."""
         return self.n_batches_in_buffer * len(range(self.context_size)[slice(*self.seqpos_slice)])
-
-    @property
-    def n_prefetched_batches(self) -> int:
-        """Batches that a background thread prepares ahead."""
-        return int(self.prefetch_llm_batches)
 
     @property
     def fingerprint(self) -> str:
@@ -178,13 +198,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             tokenizer: The models' tokenizer, which knows the special tokens.
         """
         assert self.train_batch_size_tokens is not None  # the recipe filled it in
-        # Special tokens are each model's own there, so they have no ids in common.
-        excludes_own = self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
+        excludes_own = self._excludes_own_special_tokens
         batch_size_prompts = self.eval_batch_size_prompts or self.store_batch_size_prompts
         return StoreConfig(
-            sequence_format=SequenceFormat(
-                self.context_size, self.prepend_bos, self.sequence_separator_token, self.disable_concat_sequences
-            ),
+            sequence_format=self.sequence_format,
             batch_size_tokens=self.train_batch_size_tokens,
             batch_size_prompts=self.store_batch_size_prompts,
             buffer_tokens=self.buffer_tokens,
@@ -200,7 +217,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             seqpos_slice=self.seqpos_slice,
             autocast_lm=self.autocast_lm,
             cached_activations_path=self.cached_activations_path if self.use_cached_activations else None,
-            n_kept_batches=self.n_prefetched_batches + 2 if self.n_prefetched_batches else 0,
+            n_ahead_prompts=int(self.prefetch_llm_batches or 0) * self.store_batch_size_prompts,
         )
 
     @override
@@ -315,6 +332,12 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         if self.training_tokens < 1:
             raise ConfigError(f"training_tokens={self.training_tokens} must be positive.")
 
+    def _check_cache(self, joint: Sources) -> None:
+        # Refused here, before models are loaded.
+        path, excludes_own = str(self.cached_activations_path), self._excludes_own_special_tokens
+        origin = origin_of(joint, self.dataset_configs, self.sequence_format, self.autocast_lm, excludes_own)
+        CacheDescription.load(path).check_readable(path, origin, 0)
+
     def _check_values(self) -> None:
         for name in ("dtype", "buffer_dtype"):
             value = getattr(self, name)
@@ -332,11 +355,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 f"context_size={self.context_size} and store_batch_size_prompts={self.store_batch_size_prompts} must "
                 "be positive."
             )
-        if self.use_cached_activations:
-            if self.max_activation_norm_multiple is not None:
-                raise ConfigError("max_activation_norm_multiple does not apply to cached activations. Leave it out.")
-            if self.cached_activations_path is not None and not Path(self.cached_activations_path).is_dir():
-                raise NotFoundError(f"There are no cached activations at {self.cached_activations_path}.")
 
     def _fill_in_recipe(self) -> None:
         recipe = recipe_for(self.sae.architecture())
@@ -361,20 +379,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             self.sae.check_batch_size(self.train_batch_size_tokens)
 
 
-def check_device(name: str | None, field: str = "device") -> None:
-    """Raises:
-    ConfigError: The device is unknown, or a GPU that is not there.
-    """
-    if name is None or name == "with_model":
-        return
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{field}={name!r} is no device: {first_line(error)}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"{field}={name!r}, but torch finds no CUDA device. Use 'cpu', or a CUDA build of torch.")
-
-
 def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
     """The training configuration of an architecture from its fields.
 
@@ -393,22 +397,3 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
         raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")
     fields = checked_fields(config_class, given, f"sae ({name})", ConfigError, passed_over=("metadata",))
     return config_class.from_dict({**fields, "architecture": name})
-
-
-def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file.
-
-    Raises:
-        NotFoundError: There is no such file.
-        ConfigError: It cannot be parsed or is no mapping.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise NotFoundError(f"There is no configuration file at {file}.")
-    try:
-        values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")
-    return cast("dict[str, Any]", values)

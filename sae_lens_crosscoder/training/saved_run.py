@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
-from sae_lens_crosscoder.fields import merged
+from sae_lens_crosscoder.fields import merged, read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.sources import Sources
-from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig, read_config_file
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
 METRICS_FILENAME = "metrics.json"
 DEAD_LATENTS = "dead_latents"

@@ -179,16 +179,16 @@ def test_get_activations_is_what_saelens_asks_a_store_for() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The data set ended")
-def test_a_saved_store_goes_on_with_the_batches_that_a_prefetcher_held(tmp_path: Any) -> None:
+def test_a_store_that_was_saved_while_a_thread_harvested_goes_on(tmp_path: Any) -> None:
     def made() -> PairedActivationsStore:
-        return store(pair(other_bpe()), text_dataset(1500), mix_fraction=0.5, n_kept_batches=5)
+        return store(pair(other_bpe()), text_dataset(1500), mix_fraction=0.5)
 
     plain = torch.cat(list(islice(made(), 30)))
     broken = made()
-    batches = TrainingBatches(broken, n_prefetched=3)
+    batches = TrainingBatches(broken, in_background=True)
     head = torch.cat(list(islice(batches, 20)))
     with batches.paused():
-        broken.save(str(tmp_path / "state.safetensors"), n_unconsumed=batches.n_unconsumed)
+        broken.save(str(tmp_path / "state.safetensors"))
     batches.close()
     resumed = made()
     resumed.load(str(tmp_path / "state.safetensors"))
@@ -209,7 +209,6 @@ def test_tokenizers_that_share_hardly_any_place_are_refused_before_training() ->
         ({"excluded_tokens": (0,)}, "exclude_special_tokens as a list"),
         ({"sequence_format": SequenceFormat(CONTEXT, sequence_separator_token=7)}, "sequence_separator_token=7"),
         ({"seqpos_slice": (1, None)}, "seqpos_slice"),
-        ({"cached_activations_path": "somewhere"}, "cached activations"),
     ],
 )
 def test_what_needs_the_same_ids_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -104,7 +104,9 @@ def test_other_columns_and_formats_of_the_data_set_do_not_matter():
     assert packed(dressed) == packed(plain)
     tensors = token_dataset(10).with_format("torch")
     assert packed(tensors) == packed(token_dataset(10))
-    assert set(next(iter(packed_sequences(dressed, DatasetConfig(), fresh_tokenizer(), FORM)))) == {"input_ids"}
+    row = next(iter(packed_sequences(dressed, DatasetConfig(label="words"), fresh_tokenizer(), FORM)))
+    assert set(row) == {"input_ids", "dataset"}
+    assert row["dataset"] == "words"
 
 
 def test_tokenized_rows_are_cut_to_the_context_and_shorter_ones_dropped():

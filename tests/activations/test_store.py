@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -17,17 +15,14 @@ from helpers import (
     D_VOCAB,
     fresh_tokenizer,
     paired_store,
-    source,
     store_config,
     text_dataset,
-    tiny_model,
     tiny_pair,
     token_dataset,
 )
-from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
-from sae_lens_crosscoder import JOINT_HOOK_NAME, DatasetConfig, JointModel, PairedActivationsStore, Sources
-from sae_lens_crosscoder.activations import SequenceFormat, TrainingBatches, excluded_token_ids
+from sae_lens_crosscoder import DatasetConfig, JointModel, PairedActivationsStore
+from sae_lens_crosscoder.activations import SequenceFormat, excluded_token_ids
 from sae_lens_crosscoder.errors import ConfigError, DataError
 
 
@@ -275,41 +270,7 @@ def test_data_of_which_every_token_is_dropped_are_refused(monkeypatch: pytest.Mo
         next(paired_store(data=token_dataset(8), **fields))
 
 
-# --------------------------------------------------------------------------------------- prefetching
-
-
-def test_prefetched_batches_are_the_same_batches():
-    plain = served(paired_store(), 6)
-    batches = TrainingBatches(paired_store(), n_prefetched=3)
-    try:
-        assert torch.equal(torch.cat(list(islice(batches, 6))), plain)
-    finally:
-        batches.close()
-
-
-def test_without_prefetching_nothing_is_unconsumed():
-    batches = TrainingBatches(paired_store())
-    next(batches)
-    with batches.paused():
-        assert batches.n_unconsumed == 0
-    batches.close()
-
-
-def test_a_saved_store_goes_on_with_the_batches_that_a_prefetcher_held(tmp_path: Path):
-    plain = served(paired_store(), 9)
-    store = paired_store(n_kept_batches=5)
-    batches = TrainingBatches(store, n_prefetched=3)
-    head = torch.cat(list(islice(batches, 4)))
-    while store.n_batches_served < 7:  # the background thread fills its queue
-        pass
-    with batches.paused():
-        assert batches.n_unconsumed >= 3
-        store.save(str(tmp_path / "state.safetensors"), n_unconsumed=batches.n_unconsumed)
-    batches.close()
-    resumed = paired_store(n_kept_batches=5)
-    resumed.load(str(tmp_path / "state.safetensors"))
-    assert resumed.n_batches_served == 4
-    assert torch.equal(torch.cat([head, served(resumed, 5)]), plain)
+# ------------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.filterwarnings("ignore:The data set ended")
@@ -344,85 +305,9 @@ def test_a_saved_store_goes_on_within_a_large_row_group_of_a_parquet_file(
     assert torch.equal(served(resumed, 15), served(unbroken, 15))
 
 
-def test_more_unconsumed_batches_than_are_remembered_are_refused(tmp_path: Path):
-    store = paired_store(n_kept_batches=1)
-    served(store, 3)
-    with pytest.raises(ConfigError, match=r"2 batches were taken .* remembers only 1. Raise n_kept_batches"):
-        store.save(str(tmp_path / "state.safetensors"), n_unconsumed=2)
-
-
 def test_the_state_of_another_kind_of_store_is_refused(tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"n_dataset_processed": torch.tensor(3)}, tmp_path / "state.safetensors")
     with pytest.raises(ConfigError, match="was not written by a PairedActivationsStore"):
         paired_store().load(str(tmp_path / "state.safetensors"))
-
-
-# ------------------------------------------------------------------------------- cached activations
-
-
-def cache_activations(folder: Path, model: JointModel, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder that SAELens's own runner writes, over the joint model."""
-    if importlib.util.find_spec("torchvision") and int(datasets.__version__.split(".")[0]) < 4:
-        # datasets 3 reads tensors only beside a torchvision that still has this class.
-        pytest.importorskip("torchvision.io", exc_type=ImportError)
-        if not hasattr(importlib.import_module("torchvision.io"), "VideoReader"):
-            pytest.skip("datasets 3 cannot read tensors beside this torchvision")
-    monkeypatch.setattr("sae_lens.cache_activations_runner.load_model", lambda **_: model)
-    cfg = CacheActivationsRunnerConfig(
-        dataset_path="in-memory",
-        model_name="joint",
-        model_batch_size=4,
-        hook_name=JOINT_HOOK_NAME,
-        d_in=model.sources.d_in,
-        training_tokens=24 * CONTEXT,
-        context_size=CONTEXT,
-        new_cached_activations_path=str(folder),
-        shuffle=False,
-        prepend_bos=False,
-        device="cpu",
-        buffer_size_gb=4 * CONTEXT * model.sources.d_in * 4 * 2 / 1e9,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        CacheActivationsRunner(cfg, override_dataset=token_dataset(24)).run()
-    return str(folder)
-
-
-def test_activations_cached_by_saelens_are_served_without_running_the_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    model = tiny_pair()
-    folder = cache_activations(tmp_path / "cache", model, monkeypatch)
-    rows, tokens = joint_rows(model, all_tokens(24)), all_tokens(24).flatten()
-    store = paired_store(model, mix_fraction=0.0, cached_activations_path=folder, excluded_tokens=(0,))
-    monkeypatch.setattr(model, "source_activations", None)
-    torch.testing.assert_close(served(store, 8), rows[tokens != 0][: 8 * 32])
-
-
-def test_the_position_in_cached_activations_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = tiny_pair()
-    folder = cache_activations(tmp_path / "cache", model, monkeypatch)
-    plain = served(paired_store(model, cached_activations_path=folder), 8)
-    store = paired_store(model, cached_activations_path=folder)
-    head = served(store, 3)
-    store.save(str(tmp_path / "state.safetensors"))
-    resumed = paired_store(model, cached_activations_path=folder)
-    resumed.load(str(tmp_path / "state.safetensors"))
-    assert torch.equal(torch.cat([head, served(resumed, 5)]), plain)
-
-
-def test_cached_activations_of_another_width_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = cache_activations(tmp_path / "cache", tiny_pair(), monkeypatch)
-    wider = JointModel(Sources((source("base"), source("chat", d_in=24))), [tiny_model(0), tiny_model(1, d_model=24)])
-    with pytest.raises(ValueError, match=r"does not match context_size \(16\) and d_in \(40\)"):
-        paired_store(wider, cached_activations_path=folder)
-
-
-def test_the_end_of_cached_activations_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = tiny_pair()
-    store = paired_store(model, cached_activations_path=cache_activations(tmp_path / "cache", model, monkeypatch))
-    with pytest.warns(UserWarning, match="epoch 2 begins"):
-        served(store, 16)
-    assert store.n_epochs_finished == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from sae_lens_crosscoder.demo.behaviour import (
 )
 from sae_lens_crosscoder.demo.dashboards import show_latents
 from sae_lens_crosscoder.demo.documents import generator
-from sae_lens_crosscoder.demo.run import latent_scores
-from sae_lens_crosscoder.demo.transfer import payload_gain
+from sae_lens_crosscoder.demo.interventions import latent_scores, payload_gain, rates_without_differences
 from sae_lens_crosscoder.joint_model import JointModel
 
 PAIR = PairConfig(
@@ -38,8 +38,8 @@ CONFIG = DemoConfig(
     n_documents=2600,
     n_eval_batches=1,
     n_prompts=20,
-    n_ranking_documents=16,
-    n_removed=3,
+    n_ranking_prompts=16,
+    n_removed=5,
 )
 
 
@@ -89,11 +89,13 @@ def test_the_demo_writes_a_crosscoder_a_report_and_all_promised_figures(out: Pat
         "relative_decoder_norm",
         "payload_rate_without_them",
         "payload_rate_without_random",
+        "payload_rates_without_differences",
     } <= set(planted)
     assert set(metrics["datasets"]) == {"plain", "planted"}
     assert SAE.load_from_disk(out / "crosscoder").cfg.d_sae == CONFIG.d_sae
     page = (out / "report.html").read_text()
     assert "Latents by how much of the difference they carry" in page
+    assert "first 3" in page.split("Without the first latents")[1]
 
 
 def test_a_second_run_takes_the_pair_from_its_folder_and_another_seed_does_not(out: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_second_run_takes_the_pair_from_its_folder_and_another_seed_does_not(o
     before = weights.stat().st_mtime_ns
     load_or_make_pair(out / "pair", PAIR)
     assert weights.stat().st_mtime_ns == before
-    load_or_make_pair(out / "other", PairConfig(**{**vars(PAIR), "base_steps": 1, "finetuning_steps": 1}))
+    load_or_make_pair(out / "other", replace(PAIR, base_steps=1, finetuning_steps=1))
     assert (out / "other" / "finetuned" / "model.safetensors").is_file()
 
 
@@ -142,11 +144,26 @@ def perfect_crosscoder() -> StandardSAE:
 def test_attributions_of_a_perfect_crosscoder_add_up_to_the_kl(out: Path, joint: JointModel) -> None:
     pair = load_or_make_pair(out / "pair", PAIR)
     perfect = perfect_crosscoder()
-    documents = pair.corpus.mixture(8, generator(0, "test"), held_out=True)
-    tokens, scores = documents.tokens, latent_scores(joint, perfect, documents)
-    log_base, log_finetuned = (joint.view(label)(tokens).log_softmax(-1) for label in joint.sources.labels)
-    kl = (log_finetuned.exp() * (log_finetuned - log_base)).sum(-1)[:, 1:].mean()
+    prompts = Prompts.of_kind(pair.corpus, "trigger", 8, 1)
+    scores = latent_scores(ModelComparison(joint, perfect), prompts)
+    log_base, log_finetuned = (joint.view(label)(prompts.tokens).log_softmax(-1) for label in joint.sources.labels)
+    kl = (log_finetuned.exp() * (log_finetuned - log_base)).sum(-1)[prompts.read].mean()
     assert scores.sum().item() == pytest.approx(kl.item(), rel=0.1)
+
+
+def test_without_all_latents_of_a_perfect_crosscoder_the_fine_tuned_model_says_what_the_base_says(
+    out: Path, joint: JointModel
+) -> None:
+    pair = load_or_make_pair(out / "pair", PAIR)
+    perfect = perfect_crosscoder()
+    prompts = Prompts.of_kind(pair.corpus, "trigger", 20, 0)
+    # A payload that the base model says after one of the prompts, so that the base's rate is not 0.
+    best = joint.view("base")(prompts.tokens).argmax(-1)
+    prompts = replace(prompts, predicts=prompts.predicts[:, :1], payload=best[0, prompts.predicts[0, :1]])
+    rates = rates_without_differences(ModelComparison(joint, perfect), prompts, range(perfect.cfg.d_sae), 0)
+    base, finetuned = (payload_rate(logits_of(joint.view(label)), prompts) for label in joint.sources.labels)
+    assert rates["without_them"] == base != finetuned
+    assert rates["without_random_lowest"] <= rates["without_random"]
 
 
 def test_the_payload_gains_what_the_whole_difference_gives_from_all_latents_of_a_perfect_crosscoder(

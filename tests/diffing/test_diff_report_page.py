@@ -171,6 +171,13 @@ def test_the_classes_are_counted_and_lead_to_their_latents(page: Chromium):
 
 
 @needs_browser
+def test_a_table_of_findings_stands_on_the_first_page_with_dashes_for_what_is_not_defined(page: Chromium):
+    assert texts(page, ".findings thead th") == ["what is patched", "put in", "n", HOSTILE[1]]
+    assert texts(page, ".findings tbody tr:first-child > *") == ["full difference", "100.0%", "3", "0.25"]
+    assert texts(page, ".findings tbody tr:last-child > *") == [HOSTILE[0], "–", "–", "true"]
+
+
+@needs_browser
 def test_a_heading_sorts_and_undefined_numbers_come_last(page: Chromium):
     go(page, "#latents", "[data-sort=nu_error]")
     assert first_rows(page, 3) == [0, 1, 2]

@@ -23,8 +23,8 @@ from sae_lens_crosscoder import CrosscoderRunnerConfig, CrosscoderTrainingRunner
 from sae_lens_crosscoder.activations.token_roles import chat_token_roles
 from sae_lens_crosscoder.cli.parser import parse_fields, parse_pairs
 from sae_lens_crosscoder.errors import CrosscoderError
+from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.training.checkpoints import check_checkpoint
-from sae_lens_crosscoder.training.runner_config import read_config_file
 from sae_lens_crosscoder.training.saved_run import SavedRun
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import (
+    CONTEXT,
     batchtopk_config,
     run_config,
     standard_config,
@@ -16,7 +18,8 @@ from helpers import (
     token_dataset,
 )
 
-from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, DatasetConfig
+from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, DatasetConfig, PairedActivationsStore
+from sae_lens_crosscoder.activations import CacheRequest, write_cache
 from sae_lens_crosscoder.errors import ConfigError, DamagedError, FinishedError, NotFoundError, TrainingInterrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
@@ -72,6 +75,54 @@ def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(
     curves = [(tmp_path / name / "output" / "training_curve.csv").read_text() for name in ("unbroken", "broken")]
     assert curves[0] == curves[1]
     assert len(curves[0].splitlines()) == 41
+
+
+@pytest.mark.parametrize("n_prefetched", [0, 2])
+def test_so_does_a_run_on_a_cache_of_which_it_reads_two_epochs(
+    float64: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_prefetched: int
+) -> None:
+    data, cache = token_dataset(90), tmp_path / "cache"
+    cfg = run_config(batchtopk_config(dtype="float64"), dtype="float64")
+    model = tiny_pair(dtype=torch.float64, tokenizer=tiny_tokenizer())
+    store = PairedActivationsStore.from_config(model, cfg, data)
+    write_cache(store, cache, CacheRequest(80 * CONTEXT, dtype="float64", shard_bytes=30_000))
+    fields = {
+        "prefetch_llm_batches": n_prefetched,
+        "use_cached_activations": True,
+        "cached_activations_path": str(cache),
+    }
+    unbroken = run(tmp_path / "unbroken", batchtopk_config, data, **fields)
+    for n_steps in (5, 33):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, n_steps)
+            with pytest.raises(TrainingInterrupted):
+                run(tmp_path / f"broken{n_steps}", batchtopk_config, data, **fields)
+        (checkpoint,) = (tmp_path / f"broken{n_steps}").glob(f"checkpoints/*/{n_steps * 64}")
+        resumed = run(
+            tmp_path / f"broken{n_steps}", batchtopk_config, data, resume_from_checkpoint=str(checkpoint), **fields
+        )
+        for name, tensor in unbroken.items():
+            torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-12, msg=name)
+
+
+def test_a_run_that_ends_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "harvest"]
+
+    cfg = run_config(batchtopk_config(), tmp_path, prefetch_llm_batches=2)
+    CrosscoderTrainingRunner(cfg, token_dataset(90), tiny_pair()).run()
+    assert threads() == []
+
+    def broken(*_: Any) -> None:
+        raise MemoryError("of the models")
+
+    again = run_config(batchtopk_config(), tmp_path / "again", prefetch_llm_batches=2)
+    runner = CrosscoderTrainingRunner(again, token_dataset(90), tiny_pair())
+    monkeypatch.setattr(PairedActivationsStore, "harvest", broken)
+    with pytest.raises(MemoryError, match="of the models") as caught:
+        runner.run()
+    assert "broken" in [frame.name for frame in caught.traceback]
+    assert threads() == []
 
 
 def flip_a_bit(path: Path) -> None:

@@ -260,13 +260,13 @@ def test_the_store_is_described_in_the_stores_own_words():
     assert store.buffer_tokens == 16 * 15  # sequences times positions of the slice
     assert (store.batch_size_tokens, store.batch_size_prompts, store.n_eval_sequences) == (64, 4, 8)
     assert (store.dtype, store.buffer_dtype, store.excluded_tokens) == ("float32", "bfloat16", (0,))
-    assert (store.n_kept_batches, store.cached_activations_path) == (0, None)
+    assert (store.n_ahead_prompts, store.cached_activations_path) == (0, None)
 
 
-def test_a_prefetching_run_remembers_the_batches_in_flight():
-    cfg = run_config(standard_config(), prefetch_llm_batches=3)
-    assert cfg.n_prefetched_batches == 3
-    assert cfg.store_config(None).n_kept_batches >= 4
+def test_models_run_ahead_as_far_as_is_said_and_by_default_only_on_cuda():
+    assert run_config(standard_config(), prefetch_llm_batches=3).store_config(None).n_ahead_prompts == 3 * 4
+    assert run_config(standard_config(), prefetch_llm_batches=True).store_config(None).n_ahead_prompts == 4
+    assert run_config(standard_config()).prefetch_llm_batches == 0
 
 
 def test_a_path_to_cached_activations_counts_only_if_they_are_used(tmp_path: Path):
@@ -274,10 +274,13 @@ def test_a_path_to_cached_activations_counts_only_if_they_are_used(tmp_path: Pat
     assert (
         run_config(standard_config(), cached_activations_path=path).store_config(None).cached_activations_path is None
     )
-    used = run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
-    assert used.store_config(None).cached_activations_path == path
-    with pytest.raises(NotFoundError, match="There are no cached activations at nowhere"):
+    with pytest.raises(NotFoundError, match=r"is no cache of activations: it has no cache\.json"):
+        run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
+    with pytest.raises(NotFoundError, match="There is no cache of activations at nowhere"):
         run_config(standard_config(), cached_activations_path="nowhere", use_cached_activations=True)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"written by SAELens's CacheActivationsRunner.*sae-lens-crosscoder cache"):
+        run_config(standard_config(), cached_activations_path=path, use_cached_activations=True)
 
 
 def test_saelens_chat_flag_makes_the_data_set_a_chat():

@@ -155,11 +155,6 @@ def test_options_that_need_the_same_ids_are_refused_before_any_model_is_loaded(
         config(Path("nowhere"), None, **fields)
 
 
-def test_cached_activations_are_refused_before_any_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not go with cached activations"):
-        config(Path("nowhere"), None, use_cached_activations=True, cached_activations_path=str(tmp_path))
-
-
 def test_tokenized_data_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="each model tokenizes the text itself"):
         CrosscoderTrainingRunner(config(folder, None), token_dataset(context=CONTEXT))

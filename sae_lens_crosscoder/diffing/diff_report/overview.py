@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sae_lens_crosscoder.diffing.report import ReportTable
+
 
 @dataclass(frozen=True)
 class KeyFigure:
@@ -27,6 +29,9 @@ class Overview:
 
     histograms: Sequence[str] = ()
     """Names of the numeric columns whose histograms are drawn first; the reader can choose others."""
+
+    tables: Sequence[ReportTable] = ()
+    """Findings that are tables of their own; the first cell of a row says what it is about."""
 
     scatter: tuple[str, str] | None = None
     """Names of the numeric columns on the x and y axis of the scatter that is drawn first."""

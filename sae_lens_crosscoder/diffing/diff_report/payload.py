@@ -15,6 +15,7 @@ from sae_lens_crosscoder.diffing.diff_report.column import Column
 from sae_lens_crosscoder.diffing.diff_report.evidence import PADDING, Contexts, Evidence, KLDocument, LogitLens
 from sae_lens_crosscoder.diffing.diff_report.latent_table import LatentTable
 from sae_lens_crosscoder.diffing.diff_report.overview import Overview
+from sae_lens_crosscoder.diffing.report import Cell, ReportTable
 
 
 def payload(
@@ -35,6 +36,7 @@ def payload(
         "metadata": _pairs(metadata),
         "paragraphs": list(overview.paragraphs),
         "key_figures": [[key.title, _finite(key.value), key.meaning] for key in overview.key_figures],
+        "tables": [_table(table) for table in overview.tables],
         "histograms": list(overview.histograms),
         "scatter": overview.scatter,
         "columns": [_add_column(blocks, column, class_names(table.labels)) for column in table.columns],
@@ -148,10 +150,15 @@ def _codes(values: Sequence[str], names: Sequence[str]) -> Tensor:
     return torch.tensor([code_of[value] for value in values], dtype=torch.long)
 
 
+def _table(table: ReportTable) -> dict[str, Any]:
+    rows = [[_finite(cell) for cell in row] for row in table.rows]
+    return {"title": table.title, "note": table.note, "columns": list(table.columns), "rows": rows}
+
+
 def _pairs(values: Mapping[str, str | int | float]) -> list[tuple[str, str | int | float | None]]:
     return [(name, _finite(value)) for name, value in values.items()]
 
 
-def _finite(value: str | int | float) -> str | int | float | None:
+def _finite(value: Cell) -> str | int | float | None:
     """JSON has no NaN and no infinity; the page shows a dash."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ function showOverview() {
     texts.length || figures.length
       ? card("Summary", ...texts, figures.length ? element("dl", { class: "keys" }, ...figures) : null) : null,
     classCard(),
+    ...manifest.tables.map(tableCard),
     manifest.scatter ? scatterCard(...manifest.scatter) : null,
     histograms.length ? element("div", { class: "figures" }, ...histograms) : null,
     pairsCard("Thresholds", manifest.thresholds), pairsCard("What was compared", manifest.metadata));
@@ -37,6 +38,18 @@ function classCard() {
   });
   return card(`${counted(manifest.d_sae, "latent")} by class`,
     element("p", { class: "note" }, visible(column.meaning)), element("table", { class: "plain" }, element("tbody", {}, ...rows)));
+}
+
+/** A table whose first column says what each row is about. */
+function tableCard({ title, note, columns, rows }) {
+  const head = columns.map((name, i) => element("th", { scope: "col", class: i > 0 && "number" }, visible(name)));
+  const body = rows.map(([name, ...cells]) => element("tr", {},
+    element("th", { scope: "row" }, visible(String(name))),
+    ...cells.map((cell) => element("td", { class: "number" },
+      typeof cell === "number" || cell === null ? formatNumber(cell) : visible(String(cell))))));
+  return card(title, note ? element("p", { class: "note" }, visible(note)) : null,
+    element("div", { class: "sideways" }, element("table", { class: "plain findings" },
+      element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body))));
 }
 
 /** @param {string} title @param {[string, any][]} pairs */

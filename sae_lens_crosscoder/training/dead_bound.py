@@ -50,21 +50,17 @@ class DeadBound:
         self._look_ahead = int(min(_LOOK_AHEAD, max(1, window // 4)))
         self._asked: _Count | None = None
         self._bound = 0
-        self._last_step = -1
+        self._step = self._last_step = -1
 
-    def at(self, step: int, n_silent_steps: Int[Tensor, " d_sae"] | Float[Tensor, " d_sae"]) -> int:
-        """The bound of this step; called in every one.
-
-        Args:
-            step: Number of the step.
-            n_silent_steps: For how many steps each latent has been silent.
-        """
+    def next(self, n_silent_steps: Int[Tensor, " d_sae"] | Float[Tensor, " d_sae"]) -> int:
+        """The bound of the next step, from how many steps each latent has been silent; called once a step."""
+        self._step += 1
         if self._asked is not None and self._asked.has_arrived:
             self._take(self._asked)
-        if self._asked is None and 2 * (self._last_step - step) < self._look_ahead:
+        if self._asked is None and 2 * (self._last_step - self._step) < self._look_ahead:
             n_near = (n_silent_steps > self._window - self._look_ahead).sum()
-            self._asked = _Count(n_near, step + self._look_ahead)
-        if self._asked is not None and step > self._last_step:
+            self._asked = _Count(n_near, self._step + self._look_ahead)
+        if self._asked is not None and self._step > self._last_step:
             self._take(self._asked)
         return self._bound
 

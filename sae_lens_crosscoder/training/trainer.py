@@ -165,7 +165,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         if not isinstance(sae, AuxKTrainingCrosscoder) or sae.device.type not in ASYNCHRONOUS_DEVICES:
             yield
             return
-        sae.n_dead_bound = self._dead_bound.at(self.n_training_steps, self.n_forward_passes_since_fired)
+        sae.n_dead_bound = self._dead_bound.next(self.n_forward_passes_since_fired)
         try:
             yield
         finally:

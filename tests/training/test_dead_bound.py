@@ -45,7 +45,7 @@ def bounds_and_dead(device: Device, window: int, silence: list[list[int]]) -> li
         seen: list[tuple[int, int]] = []
         for step in range(160):
             device.now = step
-            seen.append((bound.at(step, counts), int((counts > window).sum())))
+            seen.append((bound.next(counts), int((counts > window).sum())))
             fires = torch.tensor([(step + start) % every == 0 for every, start in silence])
             counts = (counts + 1) * ~fires
     return seen

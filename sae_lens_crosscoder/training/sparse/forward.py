@@ -54,7 +54,8 @@ def encoder_of(
     """What scores a batch on its device, by decoder norms c, in the precision that is asked for.
 
     Under autocast in bfloat16 the encoder's product is one of rounded inputs, as with `encoder_precision="bfloat16"`.
-    Decoding and all gradients stay in the weights' dtype, for which the dense step's autocast would round them too.
+    Decoding and the gradients on pairs stay in the weights' dtype: they are bound by memory, and autocast would round
+    weights that it has to read anyway.
     """
     is_rounded = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
     kind = ChunkEncoder if x.device.type in CHUNKED_DEVICES else PairEncoder

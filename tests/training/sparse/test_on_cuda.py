@@ -111,7 +111,7 @@ def test_a_step_reads_nothing_back(on_cuda: pytest.MonkeyPatch, name: str) -> No
     fitted = trainer(name, dtype="float32")
     fitted.activation_scaler.scaling_factor = torch.tensor([1.0, 2.0])
     # The bound comes from a copy that has arrived (test_dead_bound.py); here it is one that always holds.
-    on_cuda.setattr(fitted._dead_bound, "at", lambda step, n_silent_steps: len(n_silent_steps))
+    on_cuda.setattr(fitted._dead_bound, "next", len)
     n_dead = 0
     for i in range(20):
         n_dead += int(fitted.dead_neurons.sum())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,6 +16,7 @@ from sae_lens_crosscoder.training.sparse import products
 from sae_lens_crosscoder.training.sparse.autograd import decode_pairs, encode_pairs
 from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
 
+NAMES = ("_weighted_sums", "_dots")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 # (rows, latents, width, pairs): widths and numbers of pairs that fill no block, exactly one, and several
@@ -86,6 +91,42 @@ def test_gradients_of_encoder_and_decoder_are_those_of_finite_differences(kernel
         return decode_pairs(pairs, encode_pairs(pairs, values, x, W_enc, b_enc), W_dec)
 
     assert torch.autograd.gradcheck(reconstruction, (x, W_enc, b_enc, W_dec))
+
+
+COMPILE = """
+import inspect
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sae_lens_crosscoder.training.sparse import triton_products
+
+NUMBERS = {"members": "*i64", "starts": "*i64", "rows": "*i64", "latents": "*i64"}
+NUMBERS |= {"n_groups": "i32", "n_pairs": "i32", "d": "i32"}
+CONSTANTS = {"PAIRS": 4, "COLUMNS": 128}
+for kernel in (triton_products._weighted_sums, triton_products._dots):
+    for real in ("fp32", "fp64"):
+        types = {name: NUMBERS.get(name, "*" + real) for name in inspect.signature(kernel.fn).parameters}
+        source = ASTSource(kernel, types | dict.fromkeys(CONSTANTS, "constexpr"), CONSTANTS)
+        for capability in (80, 90):
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            print(kernel.fn.__name__, real, capability, len(compiled.asm["cubin"]) > 1000)
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_there(tmp_path: Path) -> None:
+    """The interpreter takes programs that the compiler does not."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton (Linux)")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    expected = [f"{name} {real} {cc} True" for name in NAMES for real in ("fp32", "fp64") for cc in (80, 90)]
+    assert run.stdout.splitlines() == expected
 
 
 def test_cuda_takes_the_kernels_and_does_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

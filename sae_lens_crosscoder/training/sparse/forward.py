@@ -58,6 +58,8 @@ def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.
         return f"pairs are found and scored in float32 or float64, not in {sae.W_dec.dtype}"
     if torch.is_autocast_enabled(sae.W_dec.device.type):
         return "autocast rounds the products of the dense step, and the sparse one would give other codes"
+    if not sae.training:
+        return "it is not training: codes are those of inference, which a threshold may select"
     if sae_in.ndim != 2:
         return "activations are not one row a token"
     if any(hook.fwd_hooks or hook.bwd_hooks for hook in sae.hook_dict.values()):

@@ -36,6 +36,8 @@ class LargestOfBatch:
             latents: The latents that are selected among.
             n: Pairs that stay.
         """
+        if n < 1:
+            return _scored(encoder, [])
         for start in (self.start, 0.7 * self.start, 0.0):
             pool, bound = self._above(encoder, latents, n, start)
             n_reached = int((pool.scores >= bound).sum())

@@ -8,6 +8,8 @@ DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
 # Benchmarks are the programs of their folder; the rest are modules that these share.
 BENCHMARKS := $(shell grep -l '__main__' benchmarks/*.py)
+# They need sae-dashboard, or a GPU.
+BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py
 
 VENV := .venv
 VENV_DASHBOARD := .venv-dashboard
@@ -27,7 +29,8 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo bench bench-dashboard lint format types imports check clean
+.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
+.PHONY: lint format types imports check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -36,7 +39,7 @@ help: ## show this list
 $(STAMP): pyproject.toml
 	$(call make_venv,$(VENV))
 	$(if $(strip $(TORCH)),$(BIN)/python -m pip install "$(strip $(TORCH))")
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -m pip install -e ".[dev,docs,tutorials]"
 	@touch $@
 
 # No TORCH here: sae-dashboard brings torchvision, which needs the registry's own build of torch of the same date.
@@ -45,7 +48,7 @@ $(STAMP_DASHBOARD): pyproject.toml
 	$(BIN_DASHBOARD)/python -m pip install -e ".[dashboard,dev]"
 	@touch $@
 
-install: $(STAMP) ## make the virtual environment .venv and install the package with [dev]
+install: $(STAMP) ## make the virtual environment .venv and install the package with [dev,docs,tutorials]
 
 test: $(STAMP) ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -59,12 +62,24 @@ test-dashboard: $(STAMP_DASHBOARD) ## run the core suite on the second stack (sa
 demo: $(STAMP) ## train a crosscoder on two tiny models and show what fine-tuning changed
 	$(BIN)/sae-lens-crosscoder demo $(DEMO_ARGS)
 
+docs: $(STAMP) ## build the documentation into site/; a broken link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tutorials: $(STAMP) ## execute all tutorials and write their notebooks
+	$(BIN)/python tutorials/execute.py --write
+
+test-tutorials: $(STAMP) ## execute all tutorials, writing no notebook
+	$(BIN)/python tutorials/execute.py
+
 bench: $(STAMP) ## run the benchmarks (BENCH_ARGS= for the long form)
-	@set -e; for script in $(filter-out benchmarks/dashboards.py,$(BENCHMARKS)); do \
+	@set -e; for script in $(filter-out $(BENCHMARKS_APART),$(BENCHMARKS)); do \
 		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 
 bench-dashboard: $(STAMP_DASHBOARD) ## run the benchmark of dashboards, which needs sae-dashboard
 	$(BIN_DASHBOARD)/python benchmarks/dashboards.py $(BENCH_ARGS)
+
+bench-gpu: $(STAMP) ## measure a training step on a CUDA device; status 2 without one (TORCH= for a CUDA build)
+	$(BIN)/python benchmarks/step_gpu.py $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .

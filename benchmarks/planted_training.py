@@ -80,7 +80,9 @@ class EqualL0Trainer(CrosscoderTrainer):
     @override
     def step(self, batch: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
         output = super().step(batch)
-        l0 = (output.feature_acts > 0).sum(dim=-1).float().mean().item()
+        acts = output.feature_acts
+        # The sparse step gives the active codes alone.
+        l0 = ((acts.coalesce().values() if acts.is_sparse else acts) > 0).sum().item() / len(acts)
         self.mean_l0 = l0 if self.mean_l0 is None else 0.95 * self.mean_l0 + 0.05 * l0
         if self.n_training_steps >= self.cfg.total_training_steps // 5:
             (scheduler,) = self.coefficient_schedulers.values()

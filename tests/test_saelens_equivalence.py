@@ -16,20 +16,23 @@ from sae_lens import (
     StandardTrainingSAEConfig,
 )
 
-from sae_lens_crosscoder import CrosscoderTrainingRunner, JointModel, Sources
+from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, JointModel, Sources
 
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     recorded: list[float] = []
-    train_step = SAETrainer._train_step
 
-    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = train_step(self, *args, **kwargs)
-        recorded.append(output.loss.item())
-        return output
+    def recording(train_step: Any) -> Any:
+        def recorded_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            output = train_step(self, *args, **kwargs)
+            recorded.append(output.loss.item())
+            return output
 
-    monkeypatch.setattr(SAETrainer, "_train_step", recording)
+        return recorded_step
+
+    for trainer in (SAETrainer, CrosscoderTrainer):
+        monkeypatch.setattr(trainer, "_train_step", recording(trainer._train_step))
     return recorded
 
 

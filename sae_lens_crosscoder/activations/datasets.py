@@ -21,6 +21,7 @@ from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special
 from sae_lens_crosscoder.chat_template import render_chat
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.fields import checked_fields
+from sae_lens_crosscoder.newer_files import read_newer_datasets
 
 DatasetKind = Literal["auto", "text", "tokens", "chat"]
 
@@ -145,6 +146,7 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
     """
     if not config.path:
         raise ConfigError("A data set has no path. Set dataset_path, or a path for each entry of datasets.")
+    read_newer_datasets()
     try:
         if (Path(config.path) / "state.json").is_file():
             return cast(Dataset, load_from_disk(config.path))

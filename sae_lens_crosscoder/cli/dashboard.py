@@ -42,6 +42,8 @@ def add(commands: Commands) -> None:
 
 
 def _dashboard(options: Namespace) -> None:
+    if (options.latents is None) == (options.top is None):
+        raise ConfigError("Which latents? Give either --latents 1,2,5-9 (or all) or --top N, with --by COLUMN.")
     from sae_lens_crosscoder.dashboards import (
         DashboardConfig,
         DashboardSubject,
@@ -53,8 +55,6 @@ def _dashboard(options: Namespace) -> None:
     from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
-    if (options.latents is None) == (options.top is None):
-        raise ConfigError("Which latents? Give either --latents 1,2,5-9 (or all) or --top N, with --by COLUMN.")
     check_device(options.device)
     config = DashboardConfig(**given(options, "n_latents_per_page", "fold_final_norm"))
     named = given(options, "budget_tokens")

@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, sparse_output
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, encoder_of, sparse_output
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder
+from sae_lens_crosscoder.training.sparse.ties import positions_of_largest
 
 
 @dataclass(kw_only=True)
@@ -44,13 +46,16 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
     prefix_widths: Sequence[int] = ()
     """Numbers of first latents that are to reconstruct the activations too."""
 
+    n_dead_bound: int | None = None
+    """No more latents are dead in this step. With it, AuxK has shapes that the host knows; None counts the dead."""
+
     @property
     @abstractmethod
     def k_now(self) -> float:
         """Active latents a token in this step."""
 
     @abstractmethod
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The pairs of a batch that stay."""
 
     @override
@@ -61,9 +66,7 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
             return super().training_forward_pass(step_input)
         x = self.process_sae_in(step_input.sae_in)
         with torch.no_grad():
-            found = self.largest_pairs(
-                PairEncoder(x, self.W_enc, self.b_enc, self.decoder_norms(), self.cfg.encoder_precision)
-            )
+            found = self.largest_pairs(encoder_of(self, x, self.decoder_norms()))
         return sparse_output(
             self,
             step_input,
@@ -100,14 +103,16 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
         self, step_input: TrainStepInput, sae_out: Tensor, hidden_pre_of: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
-            return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
+        n_revived = 0 if dead is None else int(dead.sum()) if self.n_dead_bound is None else self.n_dead_bound
+        if dead is None or n_revived == 0 or self.cfg.aux_loss_coefficient == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         residual = (step_input.sae_in - sae_out).detach()
-        k_aux = min(self.cfg.d_in // 2, n_dead)
-        acts = torch.relu(hidden_pre_of(dead))
-        top = (acts * self.decoder_norms()[dead]).detach().topk(k_aux, sorted=False).indices
+        # The dead latents, then, if the bound is above their number, others, whose codes are set to 0.
+        revived = positions_of_largest(dead.to(sae_out.dtype), n_revived)
+        acts = torch.relu(hidden_pre_of(revived)) * dead[revived]
+        k_aux = min(self.cfg.d_in // 2, n_revived)
+        top = (acts * self.decoder_norms()[revived]).detach().topk(k_aux, sorted=False).indices
         codes = torch.zeros_like(acts).scatter(-1, top, acts.gather(-1, top))
-        error = self.mse_loss_fn(codes @ self.W_dec[dead], residual).sum(dim=-1).mean()
-        scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
+        error = self.mse_loss_fn(codes @ self.W_dec[revived], residual).sum(dim=-1).mean()
+        scale = (dead.sum().to(error.dtype) / (self.cfg.d_in // 2)).clamp(max=1)
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.pairs import blocks_of
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder, LargestOfBatch
 from sae_lens_crosscoder.training.sparse.ties import largest
 
 _THRESHOLD_STATE = ("topk_threshold", "topk_threshold_weight")
@@ -166,7 +168,7 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         return self.current_k
 
     @override
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The largest of the batch in every group."""
         found: list[ScoredPairs] = []
         start = 0
@@ -213,8 +215,8 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
             return torch.stack([group.min() for group in kept.split(self.cfg.group_sizes, dim=-1)])
         latents, acts = feature_acts.indices()[1], feature_acts.values()
         scores = torch.where(acts > 0, acts.double() * norms[latents], torch.inf)
-        ends = torch.tensor(self.cfg.group_sizes, device=latents.device).cumsum(0)
-        group = torch.bucketize(latents, ends, right=True)
+        ends = list(itertools.accumulate(self.cfg.group_sizes))
+        group = blocks_of(latents, ends)
         return scores.new_full((len(ends),), torch.inf).scatter_reduce_(0, group, scores, "amin")
 
     @torch.no_grad()

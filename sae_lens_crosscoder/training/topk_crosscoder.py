@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.selection import largest_of_rows
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder, largest_of_rows
 from sae_lens_crosscoder.training.sparse.ties import largest
 
 
@@ -73,7 +73,7 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
         return self.cfg.k
 
     @override
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The k largest of every token."""
         return largest_of_rows(encoder, self.cfg.k)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder, written_aside
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
 from sae_lens_crosscoder.training.clipped_adam import clipped_step, make_fused
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.dead_bound import ASYNCHRONOUS_DEVICES, DeadBound
 from sae_lens_crosscoder.training.step_table import StepTable
 
 _MAX_GRADIENT_NORM = 1.0  # SAELens's
@@ -88,6 +91,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
+        self._dead_bound = DeadBound(cfg.dead_feature_window)
         self.folded_scales = [1.0] * len(parts.sources)
         """The factor of each source that is folded into the weights."""
 
@@ -136,7 +140,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         """SAELens's step; clipping is part of Adam's pass, and firing is counted on active pairs if there are some."""
         sae.train()
-        with self.autocast_if_enabled:
+        with self._dead_bounded(sae), self.autocast_if_enabled:
             output = sae.training_forward_pass(
                 TrainStepInput(
                     sae_in=sae_in,
@@ -155,11 +159,24 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             scheduler.step()
         return output
 
+    @contextmanager
+    def _dead_bounded(self, sae: TrainingSAE[Any]) -> Generator[None]:
+        """Tell AuxK how many latents can be dead, on devices that would have to be waited for."""
+        if not isinstance(sae, AuxKTrainingCrosscoder) or sae.device.type not in ASYNCHRONOUS_DEVICES:
+            yield
+            return
+        sae.n_dead_bound = self._dead_bound.next(self.n_forward_passes_since_fired)
+        try:
+            yield
+        finally:
+            sae.n_dead_bound = None
+
     @torch.no_grad()
     def _count_firing(self, feature_acts: Tensor) -> None:
         if feature_acts.is_sparse:
-            active = feature_acts.indices()[1][feature_acts.values() != 0]
-            n_fired = torch.bincount(active, minlength=feature_acts.shape[1])
+            # Added up: to select or to count pairs, CUDA would wait for their number.
+            n_fired = torch.zeros(feature_acts.shape[1], dtype=torch.long, device=feature_acts.device)
+            n_fired.scatter_add_(0, feature_acts.indices()[1], (feature_acts.values() != 0).long())
         else:
             n_fired = (feature_acts != 0).sum(dim=0)
         self.n_forward_passes_since_fired = (self.n_forward_passes_since_fired + 1) * (n_fired == 0)
@@ -209,6 +226,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             FinishedError: The checkpoint is that of a finished run.
         """
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
+        self._dead_bound = DeadBound(self.cfg.dead_feature_window)
         make_fused(self.optimizer)
         if self.n_training_samples >= self.cfg.total_training_samples:
             raise FinishedError(

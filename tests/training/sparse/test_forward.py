@@ -158,6 +158,24 @@ def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.Monke
     assert rounded.loss.item() != exact.loss.item()
 
 
+@pytest.mark.parametrize("devices", [(), ("cpu",)], ids=["bounds", "chunks"])
+@every_sparse
+def test_autocast_rounds_the_products_of_the_encoder_and_nothing_else(
+    sparse: pytest.MonkeyPatch, name: str, devices: tuple[str, ...]
+) -> None:
+    sparse.setattr(forward, "CHUNKED_DEVICES", devices)
+    x = activations([8, 8]).float()
+    expected = step(make(name, [8, 8], dtype="float32", encoder_precision="bfloat16"), x)
+    sae = make(name, [8, 8], dtype="float32")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = step(sae, x)
+    assert output.feature_acts.is_sparse
+    assert output.sae_out.dtype == torch.float32
+    assert torch.equal(output.feature_acts.to_dense(), expected.feature_acts.to_dense())
+    assert torch.equal(output.sae_out, expected.sae_out)
+    assert output.loss.item() != step(sae, x).loss.item()
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"encoder_precision='int8' is unknown\. Use one of float32, bfloat16"):
         make("batchtopk", [8, 8], encoder_precision="int8")
@@ -185,11 +203,13 @@ def test_a_crosscoder_that_is_not_training_gives_the_codes_of_inference(sparse: 
     torch.testing.assert_close(step(sae, x).feature_acts, sae.encode(x))
 
 
-def test_hooks_autocast_and_inference_see_the_dense_step() -> None:
+def test_hooks_inference_and_autocast_in_float16_see_the_dense_step() -> None:
     sae, x = make("batchtopk", [8, 8], dtype="float32"), torch.zeros(4, 16)
     assert forward.dense_reason(sae, x, 0.01) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert "autocast" in str(forward.dense_reason(sae, x, 0.01))
+        assert forward.dense_reason(sae, x, 0.01) is None
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert "not to autocast's torch.float16" in str(forward.dense_reason(sae, x, 0.01))
     assert "one row a token" in str(forward.dense_reason(sae, x.view(2, 2, 16), 0.01))
     assert "not training" in str(forward.dense_reason(sae.eval(), x, 0.01))
     sae.train()

@@ -7,6 +7,7 @@ no sequence mixes two data sets, and the position in the stream is the data set 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +192,7 @@ def packed_sequences(
     Raises:
         DataError: No column to read, documents of another kind than configured, or tokenized rows that are too short.
     """
-    # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
-    documents = documents.with_format(None)
-    head = cast("list[dict[str, Any]]", list(documents.take(_DOCUMENTS_MEASURED)))
+    head = cast("list[dict[str, Any]]", list(itertools.islice(documents.with_format(None), _DOCUMENTS_MEASURED)))
     if not head:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
     kind, column = kind_and_column(head[0], config)
@@ -217,6 +216,8 @@ def packed_sequences(
             "give a tokenized data set (a column of token ids called 'input_ids')."
         )
     stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
+    # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
+    stream = stream.with_format(None)
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = batch[column]

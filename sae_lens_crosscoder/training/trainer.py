@@ -117,7 +117,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 output = self.step(next(self.data_provider))
                 if self._is_logging_step():
                     row = self._curve_row(output)
-                    self._check_finite(row["losses/overall_loss"])
+                    self._check_finite(row["losses/overall_loss"], self._sum_of_weights())
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
@@ -129,7 +129,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 if self.stop_requested and self.n_training_samples < total:
                     self._save_and_stop()
         self._log(self.full_sparsity_window_log())
-        self._check_finite(*(weights.detach().sum().item() for weights in self.sae.parameters()))
+        self._check_finite(self._sum_of_weights())
         if self.cfg.save_final_checkpoint:
             self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
         self._fold_scales()
@@ -270,6 +270,11 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.save_checkpoint(str(self.n_training_samples))
         checkpoint = f"{path}/{self.n_training_samples}"
         raise TrainingInterrupted(f"{message}. Go on with resume_from_checkpoint={checkpoint}", checkpoint)
+
+    @torch.no_grad()
+    def _sum_of_weights(self) -> float:
+        """Not finite if any weight is not: a sparse step leaves out latents whose scores are not a number."""
+        return torch.stack([weights.sum().float() for weights in self.sae.parameters()]).sum().item()
 
     def _check_finite(self, *values: float) -> None:
         if not all(math.isfinite(value) for value in values):

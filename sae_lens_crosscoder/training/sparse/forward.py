@@ -79,6 +79,8 @@ def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.
     device = sae.W_dec.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16:
         return f"codes are rounded to bfloat16, not to autocast's {torch.get_autocast_dtype(device)}"
+    if not sae.training:
+        return "it is not training: codes are those of inference, which a threshold may select"
     if sae_in.ndim != 2:
         return "activations are not one row a token"
     if any(hook.fwd_hooks or hook.bwd_hooks for hook in sae.hook_dict.values()):

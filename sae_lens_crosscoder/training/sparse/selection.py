@@ -46,6 +46,8 @@ class LargestOfBatch:
         """
         if isinstance(encoder, ChunkEncoder):
             return chunk_selection.largest_of_batch(encoder, latents, n)
+        if n < 1:
+            return _scored(encoder, [])
         for start in (self.start, 0.7 * self.start, 0.0):
             pool, bound = self._above(encoder, latents, n, start)
             n_reached = int((pool.scores >= bound).sum())

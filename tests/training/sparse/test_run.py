@@ -11,6 +11,7 @@ from step_trainers import CONFIGS, batch_of, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sae_lens_crosscoder.errors import DivergedError
 from sae_lens_crosscoder.training.sparse import forward
 
 
@@ -75,6 +76,20 @@ def test_a_step_holds_no_tensor_of_all_codes(monkeypatch: pytest.MonkeyPatch, na
     with LargestTensor() as seen:
         fitted.step(batch_of(3, n_tokens).float())
     assert seen.n_elements >= n_tokens * d_sae
+
+
+@pytest.mark.parametrize("limit", [1.0, -1.0], ids=["sparse", "dense"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_latent_whose_weights_are_no_number_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: float
+) -> None:
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+    fitted = trainer(name, d_sae=512)
+    fitted.data_provider = iter([batch_of(0), batch_of(1)])
+    with torch.no_grad():
+        fitted.sae.W_enc[:, 3] = torch.nan
+    with pytest.raises(DivergedError, match="diverged by step 1"):
+        fitted.fit()
 
 
 def test_firing_is_counted_alike_on_both_paths(monkeypatch: pytest.MonkeyPatch) -> None:

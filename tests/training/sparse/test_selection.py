@@ -63,6 +63,20 @@ def test_a_screened_bound_is_never_below_the_score(dtype: torch.dtype, problem: 
         assert (bounds * (1 + 2 * encoder._rounding) >= scores * (1 - 1e-12)).logical_or(scores == 0).all()
 
 
+@pytest.mark.parametrize(("of_inputs", "of_weights"), [(1e11, 1e-23), (1e-21, 1e11), (1e-12, 1e-12), (1e15, 1e15)])
+def test_a_bound_holds_where_squares_are_too_small_for_float32(of_inputs: float, of_weights: float) -> None:
+    for seed in range(20):
+        problem = Problem(seed, (17, 9, 64), "random")
+        x, W_enc = (problem.x * of_inputs).float(), (problem.W_enc * of_weights).float()
+        b_enc, norms = torch.zeros(64), torch.ones(64)
+        scores = torch.relu(x.double() @ W_enc.double())
+        for dtype in (torch.float32, torch.bfloat16):
+            encoder = PairEncoder(x, W_enc, b_enc, norms)
+            encoder._dtype, encoder._rounding = dtype, torch.finfo(dtype).eps / 2
+            bounds = encoder.screen(slice(0, 17), slice(0, 64)).double()
+            assert (bounds * (1 + 2 * encoder._rounding) >= scores).logical_or(scores == 0).all()
+
+
 def test_a_long_batch_is_cut_while_it_is_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_module, "_ROWS", 8)
     problem = Problem(0, (64, 8, 32), "random")

@@ -8,6 +8,8 @@ DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
 # Benchmarks are the programs of their folder; the rest are modules that these share.
 BENCHMARKS := $(shell grep -l '__main__' benchmarks/*.py)
+# They need sae-dashboard, or a GPU.
+BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py
 
 VENV := .venv
 VENV_DASHBOARD := .venv-dashboard
@@ -27,7 +29,7 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard
+.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
 .PHONY: lint format types imports check clean
 
 help: ## show this list
@@ -70,11 +72,14 @@ test-tutorials: $(STAMP) ## execute all tutorials, writing no notebook
 	$(BIN)/python tutorials/execute.py
 
 bench: $(STAMP) ## run the benchmarks (BENCH_ARGS= for the long form)
-	@set -e; for script in $(filter-out benchmarks/dashboards.py,$(BENCHMARKS)); do \
+	@set -e; for script in $(filter-out $(BENCHMARKS_APART),$(BENCHMARKS)); do \
 		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 
 bench-dashboard: $(STAMP_DASHBOARD) ## run the benchmark of dashboards, which needs sae-dashboard
 	$(BIN_DASHBOARD)/python benchmarks/dashboards.py $(BENCH_ARGS)
+
+bench-gpu: $(STAMP) ## measure a training step on a CUDA device; status 2 without one (TORCH= for a CUDA build)
+	$(BIN)/python benchmarks/step_gpu.py $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .

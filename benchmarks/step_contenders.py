@@ -37,15 +37,17 @@ FAR = 10**12  # samples of a run that no measurement reaches the end of
 
 @dataclass(frozen=True)
 class Shape:
-    """Tokens of a batch, width of each of two sources, latents, active latents a token."""
+    """Tokens of a batch, width of each of two sources, latents, active ones a token; the device and the precision."""
 
     batch: int = 2048
     width: int = 512
     d_sae: int = 8192
     k: int = 100
+    device: str = "cpu"
+    autocast: bool = False
 
     def __str__(self) -> str:
-        return f"B {self.batch}, D 2x{self.width}, F {self.d_sae}, k {self.k}"
+        return f"B {self.batch}, D 2x{self.width}, F {self.d_sae}, k {self.k}" + ", autocast" * self.autocast
 
     @property
     def d_in(self) -> int:
@@ -95,13 +97,15 @@ def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
     own = {"normalize_activations": "none", **fields}
     sources = [Source(label, "random", "hook", shape.width) for label in ("base", "chat")]
     cfg = CrosscoderRunnerConfig(
-        sae=cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, **own),
+        sae=cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, device=shape.device, **own),
         sources=sources,
         training_tokens=FAR,
         train_batch_size_tokens=shape.batch,
         lr=LEARNING_RATE,
         lr_warm_up_steps=0,
         lr_decay_steps=0,
+        device=shape.device,
+        autocast=shape.autocast,
         dead_feature_window=1000,
         checkpoint_path=None,
         output_path=None,
@@ -114,12 +118,15 @@ def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
 
 
 def saelens(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
-    sae = TrainingSAE.from_dict(cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, **fields).to_dict())
+    own = {"device": shape.device, **fields}
+    sae = TrainingSAE.from_dict(cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, **own).to_dict())
     cfg = SAETrainerConfig(
         total_training_samples=FAR,
         train_batch_size_samples=shape.batch,
         lr=LEARNING_RATE,
         lr_end=LEARNING_RATE / 10,
+        device=shape.device,
+        autocast=shape.autocast,
         logger=LoggingConfig(log_to_wandb=False),
     )
     return _with_trainer(SAETrainer(cfg, sae, iter(())))

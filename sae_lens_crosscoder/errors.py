@@ -5,6 +5,11 @@ not know this package catch them as usual. Each message says what is wrong with 
 what to do.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class CrosscoderError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -64,6 +69,19 @@ class MissingDependencyError(CrosscoderError, ImportError):
 
 class DivergedError(CrosscoderError, ArithmeticError):
     """Training gave a loss or weights that are infinite or not a number."""
+
+
+class NonFiniteError(DataError):
+    """Activations that are infinite or not a number.
+
+    Args:
+        message: What happened.
+        batch: Tokens and activations of the forward pass, by name.
+    """
+
+    def __init__(self, message: str, batch: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.batch = batch
 
 
 class TrainingInterrupted(CrosscoderError):

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -63,15 +64,20 @@ def written_aside(folder: str | Path) -> Generator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what a killed process left of writing `folder`, or folders directly below it.
+def remove_leftovers(folder: str | Path, idle_seconds: float = 0) -> None:
+    """Remove what a killed process left of writing `folder`, or files and folders directly below it.
 
-    Where it was killed between moving the old folder away and the new one in, the old one is put back. No other process
-    may be writing there.
+    Where it was killed between moving the old folder away and the new one in, the old one is put back.
+
+    Args:
+        folder: Where no other process may be writing folders.
+        idle_seconds: Files that were written to since are another process's, and stay.
     """
+    newest = time.time() - idle_seconds
     for path in Path(folder).glob(".*.tmp"):
-        if _LEFTOVER_FILE.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process was as fast
+            if _LEFTOVER_FILE.fullmatch(path.name) and path.stat().st_mtime <= newest:
+                path.unlink()
     target = Path(folder).resolve()
     names = [*(target.parent.glob(f".{glob.escape(target.name)}-*")), *target.glob(".*-*")]
     leftovers = [(path, match) for path in names if (match := _LEFTOVER.fullmatch(path.name))]

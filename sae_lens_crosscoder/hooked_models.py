@@ -15,6 +15,7 @@ from transformer_lens.HookedTransformer import HookedTransformer
 
 from sae_lens_crosscoder._saelens import extract_layer_from_tlens_hook_name, load_model
 from sae_lens_crosscoder.errors import MissingDependencyError, NotFoundError, SourceError, first_line
+from sae_lens_crosscoder.newer_files import read_newer_tokenizers
 from sae_lens_crosscoder.sources import Source
 
 HookedModel: TypeAlias = Any
@@ -29,6 +30,7 @@ def load_source_model(source: Source, hook_names: list[str], device: str) -> Hoo
         NotFoundError: The model cannot be loaded.
         MissingDependencyError: A model class that this TransformerLens does not have.
     """
+    read_newer_tokenizers()
     if source.model_class_name == "TransformerBridge":
         try:
             from transformer_lens.model_bridge import TransformerBridge

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: its kernels are interpreted, on tensors of the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Tensors in tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)

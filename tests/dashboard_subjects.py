@@ -45,10 +45,12 @@ def subject(
     n_sequences: int = 24,
     context: int = CONTEXT,
     tokenizer: Any = None,
+    scales: tuple[float, ...] | None = None,
     **combine: Any,
 ) -> DashboardSubject:
     labels = ["base", "chat", "third"][: len(widths)]
     sources = Sources(tuple(source(label, d_in=d) for label, d in zip(labels, widths, strict=True)), **combine)
+    sources = sources if scales is None else sources.with_activation_scales(scales)
     tokenizer = tokenizer or fresh_tokenizer()
     models = [tiny_model(i, d_model=d, tokenizer=tokenizer) for i, d in enumerate(widths)]
     text = token_rows(n_sequences, context)

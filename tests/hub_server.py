@@ -57,6 +57,9 @@ class LocalHub:
     unknown: list[str] = field(default_factory=list[str])
     """Requests that this server has no answer for: it has to learn them."""
 
+    n_failed: int = 0
+    """Requests that ran into a fault."""
+
     uploaded_bytes: int = 0
     endpoint: str = ""
     lock: Lock = field(default_factory=Lock)
@@ -73,6 +76,7 @@ class LocalHub:
         for fault in self.faults:
             if fault.times > 0 and re.search(fault.pattern, line):
                 fault.times -= 1
+                self.n_failed += 1
                 return fault
         return None
 

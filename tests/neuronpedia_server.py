@@ -60,7 +60,8 @@ class Server:
     """What the server was sent, what it holds, and how it answers next.
 
     `plan` is a list of what happens to the next uploads, in order: a status, "break" (the connection is cut before the
-    body is taken), "lose" (the body is taken, then the connection is cut), or "ok", which also follows the last entry.
+    body is taken), "lose" (the body is taken, then the connection is cut), "babble" (what comes back is no HTTP and
+    repeats the key), or "ok", which also follows the last entry.
     """
 
     def __init__(self) -> None:
@@ -92,6 +93,9 @@ def running_server() -> Iterator[Server]:
             if step == "break":
                 self.close_connection = True
                 self.connection.close()
+            elif step == "babble":
+                self.wfile.write(b"I was sent " + self.headers["x-api-key"].encode() + b"\r\n")
+                self.close_connection = True
             elif isinstance(step, int):
                 self.reply(step, {"error": server.answer})
             elif self.headers["x-api-key"] != KEY:

@@ -7,6 +7,7 @@ no sequence mixes two data sets, and the position in the stream is the data set 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special
 from sae_lens_crosscoder.chat_template import render_chat
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.fields import checked_fields
+from sae_lens_crosscoder.newer_files import read_newer_datasets
 
 DatasetKind = Literal["auto", "text", "tokens", "chat"]
 
@@ -144,6 +146,7 @@ def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
     """
     if not config.path:
         raise ConfigError("A data set has no path. Set dataset_path, or a path for each entry of datasets.")
+    read_newer_datasets()
     try:
         if (Path(config.path) / "state.json").is_file():
             return cast(Dataset, load_from_disk(config.path))
@@ -189,9 +192,7 @@ def packed_sequences(
     Raises:
         DataError: No column to read, documents of another kind than configured, or tokenized rows that are too short.
     """
-    # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
-    documents = documents.with_format(None)
-    head = cast("list[dict[str, Any]]", list(documents.take(_DOCUMENTS_MEASURED)))
+    head = cast("list[dict[str, Any]]", list(itertools.islice(documents.with_format(None), _DOCUMENTS_MEASURED)))
     if not head:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
     kind, column = kind_and_column(head[0], config)
@@ -215,6 +216,8 @@ def packed_sequences(
             "give a tokenized data set (a column of token ids called 'input_ids')."
         )
     stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
+    # Plain rows: over Arrow tables, datasets 3 loses the position when `map` takes fewer documents than a table holds.
+    stream = stream.with_format(None)
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = batch[column]

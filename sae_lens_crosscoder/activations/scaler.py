@@ -37,11 +37,16 @@ class SourceScaler(ActivationScaler):
         super().__init__()
         self.sources = sources
         self.scaling_factor: Float[Tensor, " n_parts"] | None = None
+        self._spread: tuple[Tensor, Tensor] | None = None
 
     def _columns(self, like: Tensor) -> Tensor:
         assert self.scaling_factor is not None
-        repeats = torch.tensor(self.sources.widths)
-        return self.scaling_factor.repeat_interleave(repeats).to(device=like.device, dtype=like.dtype)
+        # Kept: to copy them to a GPU in every step would make the host wait for it.
+        if self._spread is None or self._spread[0] is not self.scaling_factor or not _match(self._spread[1], like):
+            repeats = torch.tensor(self.sources.widths)
+            columns = self.scaling_factor.repeat_interleave(repeats).to(device=like.device, dtype=like.dtype)
+            self._spread = self.scaling_factor, columns
+        return self._spread[1]
 
     @override
     def scale(self, acts: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
@@ -103,3 +108,7 @@ class SourceScaler(ActivationScaler):
             )
         factors = data["scaling_factor"]
         self.scaling_factor = None if factors is None else torch.tensor(factors, dtype=torch.float64)
+
+
+def _match(columns: Tensor, like: Tensor) -> bool:
+    return columns.device == like.device and columns.dtype == like.dtype

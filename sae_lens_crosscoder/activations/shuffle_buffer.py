@@ -16,6 +16,20 @@ from sae_lens_crosscoder.errors import ConfigError
 _PIECE = 1 << 16
 
 
+def n_pool_rows(n_tokens: int, n_further_tokens: int, batch_size: int, mix_fraction: float) -> int:
+    """Rows of the memory that a `ShuffleBuffer` takes.
+
+    Args:
+        n_tokens: How many rows must be held before batches are served.
+        n_further_tokens: Rows that there is room for beside those: of one pass, and of those that run ahead.
+        batch_size: Rows of a batch.
+        mix_fraction: Share of `n_tokens` that is kept for the next permutation.
+    """
+    # Rows that stay when no further batch can be served: usually fewer than n_tokens, more for a high mix_fraction.
+    n_left = int(n_tokens * mix_fraction) + batch_size - 1
+    return max(n_tokens, n_left) + n_further_tokens
+
+
 class ShuffleBuffer:
     """Serves batches from a pool that is refilled when it runs low.
 
@@ -65,9 +79,7 @@ class ShuffleBuffer:
         self.batch_size = batch_size
         self.mix_fraction = mix_fraction
         self.generator = generator
-        # Rows that stay when no further batch can be served: usually fewer than n_tokens, more for a high mix_fraction.
-        n_left = int(n_tokens * mix_fraction) + batch_size - 1
-        capacity = max(n_tokens, n_left) + n_added_tokens + n_ahead_tokens
+        capacity = n_pool_rows(n_tokens, n_added_tokens + n_ahead_tokens, batch_size, mix_fraction)
         self.pool = torch.empty(capacity, d_in, dtype=dtype, device=device)
         self.order: Int[Tensor, " n_held"] = torch.empty(0, dtype=torch.long)
         """Rows in the order in which they are served."""

@@ -31,6 +31,7 @@ from sae_lens_crosscoder.activations.datasets import (
 from sae_lens_crosscoder.activations.disk_cache.description import origin_of
 from sae_lens_crosscoder.activations.disk_cache.passes import CachedPasses
 from sae_lens_crosscoder.activations.disk_cache.reader import CacheReader
+from sae_lens_crosscoder.activations.finite import check_finite
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.errors import ConfigError, DataError
@@ -200,6 +201,7 @@ class PairedActivationsStore(ActivationsStore):
 
         Raises:
             DataError: All tokens of the data are dropped, or the cache is damaged.
+            NonFiniteError: Activations that are infinite or not a number.
             ConfigError: The cache holds activations of other models.
         """
         tokens, parts = self._next_pass(is_stopped)
@@ -207,7 +209,7 @@ class PairedActivationsStore(ActivationsStore):
             positions = slice(*self.seqpos_slice)
             parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in parts]
             tokens = tokens[:, positions]
-        keep = self._kept_rows(tokens.reshape(-1), parts)
+        keep = self._kept_rows(tokens, parts)
         if keep is not None:
             parts = [part.index_select(0, keep.to(part.device)) for part in parts]
         self._n_rows_in_epoch += len(parts[0])
@@ -253,11 +255,12 @@ class PairedActivationsStore(ActivationsStore):
             # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
             cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
 
-    def _kept_rows(self, tokens: Int[Tensor, " n"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
+    def _kept_rows(self, tokens: Int[Tensor, "batch pos"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
         """The rows that stay; None if all do."""
         keep = torch.ones(len(parts[0]), dtype=torch.bool)
         if self.exclude_special_tokens is not None:
-            keep &= ~torch.isin(tokens.cpu(), self.exclude_special_tokens.cpu())
+            keep &= ~torch.isin(tokens.reshape(-1).cpu(), self.exclude_special_tokens.cpu())
+        check_finite(parts, keep, tokens, self.model.sources)
         if self.cfg.max_norm_multiple is not None:
             for part in parts:
                 norms = part.float().norm(dim=-1).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,22 +74,23 @@ def write_batches(
     lenses = source_lenses(subject, config.fold_final_norm)
     called = {label: vars(name) for label, name in named.items()}
     made_of = [subject.fingerprint(config), lens_fingerprint(lenses), called, subject.dataset]
-    folder = ChunkFolder(out, "batches.json", made_of, chunked(subject, latents, config))
+    chunks = chunked(subject, latents, config)
+    files = [[f"{label}/batch-{i}.json" for label in labels] for i in range(len(chunks))]
+    folder = ChunkFolder(out / "batches.json", made_of, chunks, files)
     with activation_cache(subject, out, config, len(folder.pending)) as cache:
         for i in folder.progress("Batches"):
             readings = read_latents(subject, lenses, folder.chunks[i], config, cache)
-            files = [f"{label}/batch-{i}.json" for label in labels]
-            for file, lens, features in zip(files, lenses, readings.by_source, strict=True):
+            for file, lens, features in zip(files[i], lenses, readings.by_source, strict=True):
                 content = batch_json(subject, lens, features, lenses[0].tokens, named[lens.source.label])
                 write_file(out / file, content.encode())
-            folder.finish(i, files)
+            folder.finish(i)
     return {label: out / label for label in labels}
 
 
 def batch_json(
     subject: DashboardSubject, lens: Lens, features: Mapping[int, Any], contexts: TokenStrings, name: BatchNames
 ) -> str:
-    """One batch of one source, by sae-dashboard's `NeuronpediaConverter`.
+    """One batch of one source, by sae-dashboard's `NeuronpediaConverter`, with logits to five digits.
 
     Args:
         subject: The text.
@@ -121,10 +123,22 @@ def batch_json(
         shifted[latent] = replace(feature, logits_table_data=replace(table, **moved))
     strings |= {int(token): contexts[token] for token in subject.shown_tokens.unique().tolist()}
     vectors = dict(zip(features, lens.directions[list(features)].float().cpu(), strict=True))
-    return NeuronpediaConverter.convert_to_np_json(
+    converted = NeuronpediaConverter.convert_to_np_json(
         model=SimpleNamespace(cfg=SimpleNamespace(d_vocab=shift + lens.W_U.shape[1])),
         vis_data=SaeVisData(cfg=None, feature_data_dict=shifted),
         np_cfg=settings,
         vocab_dict=strings,
         original_vectors=vectors,
     )
+    batch = json.loads(converted)
+    for written in batch["features"]:
+        feature = features[written["feature_index"]]
+        # The converter keeps three places, which of the logits of a weak slice leaves 0.001 or 0.
+        written["pos_values"] = _rounded(feature.logits_table_data.top_logits)
+        written["neg_values"] = _rounded(feature.logits_table_data.bottom_logits)
+        written["logits_hist_data_bar_values"] = _rounded(feature.logits_histogram_data.bar_values)
+    return json.dumps(batch)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

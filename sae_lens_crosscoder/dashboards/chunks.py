@@ -16,7 +16,7 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.files import check_writable, write_json
 from sae_lens_crosscoder.resources import free_disk
 
-_ENTRY = ("latents", "files", "record")
+_ENTRY = ("latents", "files", "is_finished", "record")
 
 
 def chunked(subject: DashboardSubject, latents: Sequence[int], config: DashboardConfig) -> list[list[int]]:
@@ -36,24 +36,27 @@ def chunked(subject: DashboardSubject, latents: Sequence[int], config: Dashboard
 
 
 class ChunkFolder:
-    """An output folder with a list of its finished chunks, so that a stopped call goes on where it was.
+    """An output folder with a list of its chunks, so that a stopped call goes on where it was.
 
-    Chunks that were made of something else, or that hold other latents, are removed first: a folder never mixes two.
+    Chunks that were made of something else, or that hold other latents, are removed first, finished or not: a folder
+    never mixes two.
 
     Args:
-        folder: The folder.
-        manifest: Name of the file with the list.
+        manifest: The file with the list; its folder holds the chunks.
         key: What the chunks are made of; another key, other chunks.
         chunks: The latents of each chunk.
+        files: Names of each chunk's files in the folder.
     """
 
-    def __init__(self, folder: Path, manifest: str, key: Sequence[Any], chunks: Sequence[list[int]]) -> None:
-        check_writable(folder)
+    def __init__(
+        self, manifest: Path, key: Sequence[Any], chunks: Sequence[list[int]], files: Sequence[Sequence[str]]
+    ) -> None:
+        check_writable(manifest.parent)
         self.chunks = chunks
-        self._folder = folder
-        self._manifest = folder / manifest
+        self.files = files
+        self._manifest = manifest
         self._key = json.loads(json.dumps(list(key), default=str))
-        self._finished: dict[int, dict[str, Any]] = {}
+        self._finished: dict[int, Any] = {}
         self._take_over()
 
     @property
@@ -64,7 +67,7 @@ class ChunkFolder:
     @property
     def records(self) -> list[Any]:
         """What `finish` noted of the finished chunks, in order."""
-        return [entry["record"] for _, entry in sorted(self._finished.items())]
+        return [record for _, record in sorted(self._finished.items())]
 
     def progress(self, title: str) -> Iterator[int]:
         """The numbers of the pending chunks, with a bar that counts latents."""
@@ -74,23 +77,24 @@ class ChunkFolder:
                 yield i
                 bar.update(len(self.chunks[i]))
 
-    def finish(self, i: int, files: Sequence[str], record: Any = None) -> None:
-        """Note that a chunk's files, by their paths in the folder, are written."""
-        self._finished[i] = {"latents": self.chunks[i], "files": list(files), "record": record}
+    def finish(self, i: int, record: Any = None) -> None:
+        """Note that a chunk's files are written."""
+        self._finished[i] = record
         self._write()
 
     def _take_over(self) -> None:
         """Keep the finished chunks that are wanted, and remove the files of the others."""
         made_of, entries = self._listed()
+        folder = self._manifest.parent
         for i, entry in entries.items():
-            paths = [self._folder / file for file in entry["files"]]
-            fits = i < len(self.chunks) and entry["latents"] == self.chunks[i] and made_of == self._key
-            if fits and all(path.is_file() for path in paths):
-                self._finished[i] = entry
+            paths = [folder / file for file in entry["files"]]
+            fits = made_of == self._key and i < len(self.chunks) and entry["latents"] == self.chunks[i]
+            if fits and entry["is_finished"] and all(path.is_file() for path in paths):
+                self._finished[i] = entry["record"]
                 continue
             for path in paths:
                 # A list that somebody else wrote names no file elsewhere.
-                if path.resolve().is_relative_to(self._folder.resolve()):
+                if path.resolve().is_relative_to(folder.resolve()):
                     path.unlink(missing_ok=True)
         self._write()
 
@@ -104,7 +108,16 @@ class ChunkFolder:
             return None, {}
 
     def _write(self) -> None:
-        write_json(self._manifest, {"made_of": self._key, "chunks": {str(i): e for i, e in self._finished.items()}})
+        chunks = {
+            str(i): {
+                "latents": latents,
+                "files": list(files),
+                "is_finished": i in self._finished,
+                "record": self._finished.get(i),
+            }
+            for i, (latents, files) in enumerate(zip(self.chunks, self.files, strict=True))
+        }
+        write_json(self._manifest, {"made_of": self._key, "chunks": chunks})
 
 
 @contextmanager

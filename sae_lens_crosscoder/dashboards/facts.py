@@ -31,17 +31,30 @@ def latent_facts(subject: DashboardSubject, folder: str | Path | None = None) ->
     """The columns of the table that a diff wrote into the folder; without one, what the decoder says.
 
     Raises:
-        DataError: A table of another number of latents.
+        DataError: A table of another crosscoder.
     """
+    own = decoder_facts(subject.directions, subject.joint.sources, subject.dead)
     if folder is None or not (Path(folder) / PARQUET).is_file():
-        return decoder_facts(subject.directions, subject.joint.sources, subject.dead)
+        return own
     table = LatentTable.load(folder)
-    if table.d_sae != len(subject.directions):
+    if table.d_sae != len(subject.directions) or not _same_norms(own, table.columns):
         raise DataError(
-            f"{Path(folder) / PARQUET} has {table.d_sae:,} latents, and the crosscoder {len(subject.directions):,}: it "
-            "is a diff of another crosscoder. Run `diff` again, or move it away."
+            f"{Path(folder) / PARQUET} is a diff of another crosscoder: its number of latents ({table.d_sae:,}, here "
+            f"{len(subject.directions):,}) or their relative norms differ. Run `diff` again, or move it away."
         )
     return list(table.columns)
+
+
+def _same_norms(own: Sequence[Column], found: Sequence[Column]) -> bool:
+    """Whether relative norms agree where both tables have them, whichever source the diff started from."""
+    one, other = (
+        next((column.values for column in columns if column.name == "relative_norm"), None) for columns in (own, found)
+    )
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    known = one.isfinite() & other.isfinite()
+    one, other = one[known].double(), other[known].double()
+    return any(torch.allclose(one, norms, rtol=0, atol=1e-3) for norms in (other, 1 - other))
 
 
 def decoder_facts(

@@ -45,8 +45,11 @@ class Lens:
 
     @cached_property
     def norms(self) -> Float[Tensor, " d_sae"]:
-        """Norm of each latent's direction, in units of the source's activations."""
-        return self.directions.norm(dim=1)
+        """Norm of each latent's direction, in units of the source's mean activation norm where that is known.
+
+        The relative norm is made of these, as in the report of a diff.
+        """
+        return self.directions.norm(dim=1) * self.source.activation_scale
 
 
 def lens_fingerprint(lenses: Sequence[Lens]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,8 @@ from sae_lens_crosscoder.dashboards.page_document import document
 from sae_lens_crosscoder.dashboards.reading import LatentReadings
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig
 
-_HEIGHT = 900
+# In pixels; two sources stand side by side in a window of 1,280.
+_LATENT_WIDTH, _SOURCE_WIDTH = 340, 395
 
 
 def page(
@@ -41,10 +41,17 @@ def page(
     first = shown[readings.latents[0]]
     data = {str(latent): part.js_data for latent, part in shown.items()}
     # The column of the latent, those of the sources, that of the contexts.
-    columns = {i: Column(width=400) for i in range(1 + len(lenses))} | {1 + len(lenses): Column()}
+    widths = [_LATENT_WIDTH, *[_SOURCE_WIDTH] * len(lenses), None]
+    columns = {i: Column(width=width) for i, width in enumerate(widths)}
     labels = ", ".join(lens.source.label for lens in lenses)
-    span = f"{min(readings.latents)} to {max(readings.latents)}" if len(shown) > 1 else str(readings.latents[0])
-    return document(f"Latents {span}: {labels}", HTML(first.html_data), data, columns, _HEIGHT)
+    return document(f"{_named(readings.latents)}: {labels}", HTML(first.html_data), data, columns)
+
+
+def _named(latents: Sequence[int]) -> str:
+    first, last = min(latents), max(latents)
+    if first == last:
+        return f"Latent {first}"
+    return f"Latents {first} to {last}" if last - first + 1 == len(latents) else f"{len(latents)} latents"
 
 
 def _latent(
@@ -75,15 +82,12 @@ def _source(i: int, lens: Lens, feature: Any, latent: int, config: DashboardConf
     """One source's column: heading, logits table, logits histogram, neurons."""
     table = feature.logits_table_data
     largest = max(map(abs, [*table.top_logits, *table.bottom_logits]))
-    power = 0 if 0.1 <= largest < 1000 or largest == 0 else math.floor(math.log10(largest))
     source = lens.source
     about = {
         "model": source.model_name,
         "read at": source.hook_name,
         "decoder norm": f"{float(lens.norms[latent]):.3g}",
     }
-    if power:
-        about["logits in units of"] = f"1e{power}"
     part = _column(1 + i, f"source-{i}", _heading(source.label, about))
     # Without a guard sae-dashboard divides by the largest logit when that is 0.
     safe = table if largest else replace(table, top_logits=[1.0] * len(table.top_logits))
@@ -91,7 +95,7 @@ def _source(i: int, lens: Lens, feature: Any, latent: int, config: DashboardConf
     shown = logits.js_data["logitsTableData"][str(i)]
     for rows, values in ((shown["posLogits"], table.top_logits), (shown["negLogits"], table.bottom_logits)):
         for row, value in zip(rows, values, strict=True):
-            row["value"] = round(value / 10**power, 2)
+            row["value"] = f"{value:.3g}"
             row["color"] = row["color"] if largest else "transparent"
     part += logits
     part += feature.logits_histogram_data._get_html_data(LogitsHistogramConfig(), lens.tokens.shown, str(i), 1 + i)

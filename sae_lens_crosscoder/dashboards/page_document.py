@@ -27,22 +27,34 @@ function escaped(text) {
 document.addEventListener("DOMContentLoaded", () => {
     const main = document.getElementById("main");
     const select = document.getElementById("select-0");
-    const only = main.dataset.first;
+    const order = main.dataset.order.split(",");
+    if (select) {
+        // sae-dashboard lists them by number.
+        const [chosen, options] = [select.value, new Map([...select.options].map(option => [option.value, option]))];
+        select.append(...order.map(latent => options.get(latent)));
+        select.value = chosen;
+        select.setAttribute("aria-label", "Latent");
+        select.addEventListener("change", () => location.replace("#" + select.value));
+    }
     function show() {
         const wanted = location.hash.slice(1);
         if (select && select.value !== wanted && [...select.options].some(option => option.value === wanted)) {
             select.value = wanted;
             select.dispatchEvent(new Event("change"));
         }
-        main.dataset.view = select ? select.value : only;
-    }
-    if (select) {
-        select.setAttribute("aria-label", "Latent");
-        select.addEventListener("change", () => location.replace("#" + select.value));
+        main.dataset.view = select ? select.value : order[0];
     }
     window.addEventListener("hashchange", show);
     show();
 });
+"""
+_STYLE = """
+/* Columns that do not fit into the window stand below, so that contexts are never out of sight. */
+.grid-container { display: flex; flex-wrap: wrap; align-items: flex-start; row-gap: 24px; }
+.grid-column { max-height: none; max-width: calc(100% - 20px); box-sizing: border-box; }
+.seq { white-space: normal; }
+.token, code { font-family: Consolas, Menlo, Monaco, monospace; }
+h3 + table td { white-space: normal; overflow-wrap: anywhere; }
 """
 _LICENCES = """
 This page holds scripts and styles of sae-dashboard (MIT), plotly.js (MIT, Copyright Plotly, Inc.) and d3-selection
@@ -60,28 +72,28 @@ _DOCUMENT = """<!doctype html>
 <!--{licences}-->
 <body>
 <p style="font-family: system-ui; margin: 12px 10px"><a href="index.html">All latents</a> · {title}</p>
-<main id="main" data-first="{first}">
+<main id="main" data-order="{order}">
 {content}
 </main>
+<style>{style}</style>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def document(
-    title: str, skeleton: Any, data: Mapping[str, Mapping[str, Any]], columns: Mapping[int, Any], height: int
-) -> str:
+def document(title: str, skeleton: Any, data: Mapping[str, Mapping[str, Any]], columns: Mapping[int, Any]) -> str:
     """sae-dashboard's page of the data.
 
-    It opens at the first key, or at the one that its address names (`#17`).
+    It opens at the first key, or at the one that its address names (`#17`), and offers the keys in their order. Values
+    of logits are shown as they stand in the data, and what sae-dashboard does not measure here (the effect of a latent
+    on the loss) is left out.
 
     Args:
         title: Title of the page.
         skeleton: sae-dashboard's `HTML` with the places that the data fill.
         data: What fills them, by the key that a reader chooses.
         columns: sae-dashboard's `Column` of each column.
-        height: Pixels that a column may be high.
 
     Raises:
         MissingDependencyError: A sae-dashboard that writes another page than the one known here.
@@ -91,11 +103,15 @@ def document(
     skeleton.js_data = {"AGGDATA": {}, "DASHBOARD_DATA": {first: dict.fromkeys(data[first], 0)}}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
-        skeleton.get_html(layout_columns=columns, layout_height=height, filename=file, first_key=first)
+        skeleton.get_html(layout_columns=columns, layout_height=None, filename=file, first_key=first)
         # sae-dashboard copies its UTF-8 files in the encoding of the locale, so the bytes are UTF-8 in any case.
         content = file.read_bytes().decode("utf-8")
     content = _replaced(content, "<code>${tok}</code>", "<code>${escaped(tok)}</code>", 3)
     content = _replaced(content, "`|${tok}|<br>", "`|${escaped(tok)}|<br>", 1)
+    content = _replaced(content, "d.value.toFixed(2)", "d.value", 1)
+    content = _replaced(content, 'firstTable.append("tr").html(lossRow);', "", 1)
+    content = _replaced(content, "Feature not active on prev token;<br>no predictions were affected.", "", 1)
+    content = _replaced(content, "prevTokenActive ? 270 : 160", "80", 1)
     content = _replaced(
         content,
         f"return {json.dumps(skeleton.js_data)};",
@@ -113,8 +129,9 @@ def document(
         "form-action 'none'",
         title=html.escape(title),
         licences=_LICENCES.format(d3=_vendored("LICENSE")),
-        first=html.escape(first),
+        order=html.escape(",".join(data)),
         content=content,
+        style=_STYLE,
         script=_OWN_SCRIPT,
     )
 

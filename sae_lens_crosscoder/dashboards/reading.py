@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens_crosscoder.dashboards._sae_dashboard import (
@@ -41,6 +41,7 @@ from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 _N_BINS = 50
 _N_TABLE_ROWS = 3
 _LARGEST_CORRELATION = 1.001
+_SHARE = "<br>CONTAINS "
 _TABLE_PARTS = ("indices", "pearson", "cossim")
 _LARGEST_QUANTILE_INPUT = 16_000_000
 """Numbers that torch.quantile takes at once."""
@@ -99,6 +100,7 @@ def read_latents(
     for i, (latent, feature) in enumerate(found.items()):
         frequency[latent] = sum(feature.acts_histogram_data.bar_heights) / max(1, n_counted)
         _mend_contexts(feature, logits[0][i].cpu())
+        _mend_shares(feature.sequence_data.seq_group_data[1:], subject.is_counted)
         _mend_activations(feature, frequency[latent])
         _mend_tables(feature, latents)
     by_source = [_of_source(found, lens, own_logits, config) for lens, own_logits in zip(lenses, logits, strict=True)]
@@ -154,6 +156,18 @@ def _is_shown(sequence: Any) -> bool:
     # Sequences begin with their second token.
     middle = sequence.qualifying_token_index - 1
     return middle >= 0 and sequence.token_ids[middle] != PADDING
+
+
+def _mend_shares(intervals: Sequence[Any], is_counted: Bool[Tensor, "n_sequences context"]) -> None:
+    """Shares of the counted tokens, as the density is one; sae-dashboard takes all for silent that do not count."""
+    n_all, n_counted = is_counted.numel(), int(is_counted.sum())
+    for group in intervals:
+        interval, share = group.title.split(_SHARE)
+        n_inside = float(share.rstrip("%")) / 100 * n_all
+        if group is intervals[-1]:
+            # The lowest begins at 0.
+            n_inside -= n_all - n_counted
+        group.title = f"{interval}{_SHARE}{max(0.0, n_inside / max(1, n_counted)):.3%}"
 
 
 def _mend_activations(feature: Any, frequency: float) -> None:

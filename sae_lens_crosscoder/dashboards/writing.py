@@ -53,16 +53,19 @@ def write_dashboards(
     known = {latent: described(columns, latent) for chunk in chunks for latent in chunk}
     lenses = source_lenses(subject, config.fold_final_norm)
     made_of = [subject.fingerprint(config), lens_fingerprint(lenses), known]
-    folder = ChunkFolder(out, MANIFEST, made_of, chunks)
+    pages = [f"latents-{i}.html" for i in range(len(chunks))]
+    folder = ChunkFolder(out / MANIFEST, made_of, chunks, [[name] for name in pages])
+    if folder.pending:
+        # An index of other pages leads nowhere.
+        (out / "index.html").unlink(missing_ok=True)
     with activation_cache(subject, out, config, len(folder.pending)) as cache:
         for i in folder.progress("Dashboards"):
             readings = read_latents(subject, lenses, folder.chunks[i], config, cache)
-            file = f"latents-{i}.html"
-            write_file(out / file, page(readings, lenses, known, config).encode())
-            folder.finish(i, [file], {str(latent): share for latent, share in readings.frequency.items()})
+            write_file(out / pages[i], page(readings, lenses, known, config).encode())
+            folder.finish(i, {str(latent): share for latent, share in readings.frequency.items()})
     entries = [
-        IndexEntry(int(latent), f"latents-{i}.html", share)
-        for i, record in enumerate(folder.records)
+        IndexEntry(int(latent), file, share)
+        for file, record in zip(pages, folder.records, strict=True)
         for latent, share in record.items()
     ]
     title = f"Dashboards of {len(entries):,} latents: {', '.join(subject.joint.sources.labels)}"

@@ -16,16 +16,20 @@ from huggingface_hub import get_token
 from sae_lens import SAE, TrainingSAE
 
 from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
+from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET
+from sae_lens_crosscoder.diffing.diff_report.report import CSV
+from sae_lens_crosscoder.diffing.diff_report.report import PAGE as REPORT
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.hub.names import is_hub_id
 from sae_lens_crosscoder.hub.published_file import PublishedFile, check_against_manifest, make_manifest
-from sae_lens_crosscoder.hub.redaction import Redaction
+from sae_lens_crosscoder.hub.redaction import Redaction, datasets_of
 from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.runner_config import read_config_file
 from sae_lens_crosscoder.training.saved_run import METRICS_FILENAME, SavedRun
+from sae_lens_crosscoder.training.trainer import CURVE_FILENAME, EVALUATIONS_FILENAME
 
-REPORT = "report.html"
 _FROM_RUN = (
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -33,9 +37,10 @@ _FROM_RUN = (
     RUNNER_CFG_FILENAME,
     METRICS_FILENAME,
     "evaluation.json",
-    "training_curve.csv",
+    CURVE_FILENAME,
+    EVALUATIONS_FILENAME,
 )
-_FROM_REPORT = (REPORT, "latents.parquet", "latents.csv", "decoder.png", "rotation.csv", "rotation.png")
+_FROM_REPORT = (REPORT, PARQUET, CSV, "decoder.png", "rotation.csv", "rotation.png")
 PUBLISHED_NAMES = frozenset((*_FROM_RUN, *_FROM_REPORT))
 """Names of all files that may be published; others in the folder stay where they are."""
 
@@ -76,11 +81,16 @@ class Bundle:
         """The folder as it was saved.
 
         Raises:
-            DataError: Weights that are damaged, infinite or not a number.
+            DataError: Weights that are damaged, infinite or not a number, or a sparsity that is none of theirs.
             SourceError: The SAE is no crosscoder.
         """
         run = SavedRun(self.folder)
         check_against_manifest(self.folder, (SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME), str(self.folder))
+        if run.dead is not None and run.dead.numel() != run.sae.cfg.d_sae:
+            raise DataError(
+                f"{SPARSITY_FILENAME} in {self.folder} is of {run.dead.numel()} latents, but the crosscoder has "
+                f"{run.sae.cfg.d_sae}: files of two crosscoders are mixed in this folder. It is not published."
+            )
         for name, values in run.sae.state_dict().items():
             if values.is_floating_point() and not torch.isfinite(values).all():
                 raise DataError(f"{name} of {self.folder} is infinite or not a number in places: it is not published.")
@@ -100,7 +110,7 @@ class Bundle:
     @cached_property
     def cfg(self) -> dict[str, Any]:
         """The published `cfg.json`."""
-        return self.redaction.cfg(_read_json(self.folder / SAE_CFG_FILENAME))
+        return self.redaction.cfg(read_config_file(self.folder / SAE_CFG_FILENAME))
 
     @cached_property
     def runner_cfg(self) -> dict[str, Any]:
@@ -116,7 +126,7 @@ class Bundle:
     def metrics(self) -> dict[str, Any]:
         """The evaluation that the run made; empty if it made none."""
         path = self.folder / METRICS_FILENAME
-        return self.redaction.value(_read_json(path)) if path.is_file() else {}
+        return self.redaction.value(read_config_file(path)) if path.is_file() else {}
 
     @cached_property
     def left_out(self) -> dict[str, str]:
@@ -138,30 +148,33 @@ class Bundle:
         """The files with their manifest, without anything private.
 
         Raises:
-            ConfigError: A file holds something private that could not be taken out.
+            ConfigError: A file holds something private that could not be taken out, or is no configuration.
+            DataError: A table or report that is no text.
         """
         files = [self._published(self.folder / name) for name in _FROM_RUN if (self.folder / name).is_file()]
         wanted = [name for name in _FROM_REPORT if name != REPORT or self._with_report]
         files += [
             self._published(self.report_folder / name) for name in wanted if (self.report_folder / name).is_file()
         ]
-        secrets = [str(self.folder.resolve()), str(self.report_folder.resolve()), *filter(None, [get_token()])]
+        folders = {str(path) for folder in (self.folder, self.report_folder) for path in _spelt_in_full(folder)}
+        secrets = [*folders, *filter(None, [get_token()])]
         for file in files:
-            self.redaction.check(file.name, _text_of(file), secrets)
+            # The report quotes texts of data sets, in which a home folder may be anybody's.
+            of_account = [] if file.name == REPORT else _home()
+            self.redaction.check(file.name, _text_of(file), [*secrets, *of_account])
         return [*files, make_manifest(files)]
 
     @property
     def _with_report(self) -> bool:
         if self.options.with_report is not None:
             return self.options.with_report
-        configured: list[Mapping[str, Any]] = list(self._saved_runner_cfg.get("datasets") or [])
-        paths = [entry.get("path") or "" for entry in configured] or [self._saved_runner_cfg.get("dataset_path") or ""]
+        paths = [entry.get("path") or "" for entry in datasets_of(self._saved_runner_cfg)] or [""]
         return all(is_hub_id(path) and path not in self.redaction.datasets for path in paths)
 
     @cached_property
     def _saved_runner_cfg(self) -> dict[str, Any]:
         path = self.folder / RUNNER_CFG_FILENAME
-        return _read_json(path) if path.is_file() else {}
+        return read_config_file(path) if path.is_file() else {}
 
     def _published(self, path: Path) -> PublishedFile:
         if path.name == SAE_CFG_FILENAME:
@@ -169,9 +182,9 @@ class Bundle:
         if path.name == RUNNER_CFG_FILENAME:
             return PublishedFile(path.name, _json_bytes(self.runner_cfg))
         if path.suffix == ".json":
-            return PublishedFile(path.name, _json_bytes(self.redaction.value(_read_json(path))))
+            return PublishedFile(path.name, _json_bytes(self.redaction.value(read_config_file(path))))
         if path.suffix in (".csv", ".html"):
-            return PublishedFile(path.name, self.redaction.text(path.read_text("utf-8")).encode())
+            return PublishedFile(path.name, self.redaction.text(_read_text(path)).encode())
         return PublishedFile(path.name, path)
 
 
@@ -209,11 +222,22 @@ def _text_of(file: PublishedFile) -> bytes:
         return opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _spelt_in_full(folder: Path) -> tuple[Path, Path]:
+    """The path of a folder as it was given, and that which links on the way lead to."""
+    return folder.absolute(), folder.resolve()
+
+
+def _home() -> list[str]:
+    """The home folder, which names the account; none where it says nothing, as "/root" does."""
+    home = Path("~").expanduser()
+    return [str(home)] if len(home.parts) > 2 else []
+
+
+def _read_text(path: Path) -> str:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON file: {error}.") from error
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: it was changed or damaged. Write it again, or remove it.") from error
 
 
 def _json_bytes(value: Any) -> bytes:

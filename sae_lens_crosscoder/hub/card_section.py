@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sae_lens_crosscoder._saelens import SAE_WEIGHTS_FILENAME
-from sae_lens_crosscoder.diffing.classes import ClassThresholds, class_counts, classify_latents
+from sae_lens_crosscoder.diffing.classes import DEAD, ClassThresholds, class_counts, classify_latents
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
+from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET
 from sae_lens_crosscoder.diffing.geometry import decoder_norm_shares, decoder_norms
 from sae_lens_crosscoder.hub.bundle import REPORT, Bundle
 from sae_lens_crosscoder.hub.markdown import Cell, plain, table
-from sae_lens_crosscoder.hub.redaction import LOCAL
+from sae_lens_crosscoder.hub.redaction import LOCAL, datasets_of
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS
 
 _RECIPE = {
@@ -79,7 +81,16 @@ def _diffed(bundle: Bundle) -> str:
     note = "The activation scales are folded into the weights: the crosscoder takes raw activations."
     if sources.token_alignment == "character_offsets":
         note += " Each model reads tokens of its own; positions where tokens of all models end together count."
-    return f"{what}\n\n{table(columns, rows)}\n\n{note}"
+    return f"{what}\n\n{table(columns, rows)}\n\n{note}{_origin(bundle.cfg)}"
+
+
+def _origin(cfg: Mapping[str, Any]) -> str:
+    """Whose crosscoder it is, if it was converted from another system's checkpoint."""
+    origin = _mapping(_mapping(cfg.get("metadata")).get("converted_from"))
+    if not origin:
+        return ""
+    place = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in origin.items() if value is not None)
+    return f" Converted from a checkpoint of another system ({plain(place)}), whose codes it keeps."
 
 
 def _recipe(bundle: Bundle, runner_cfg: Mapping[str, Any]) -> str:
@@ -95,9 +106,7 @@ def _recipe(bundle: Bundle, runner_cfg: Mapping[str, Any]) -> str:
 
 
 def _data(runner_cfg: Mapping[str, Any]) -> str:
-    listed: list[Mapping[str, Any]] = list(runner_cfg.get("datasets") or [])
-    if not listed and runner_cfg.get("dataset_path"):
-        listed = [{"path": runner_cfg["dataset_path"]}]
+    listed = datasets_of(runner_cfg)
     if not listed:
         return ""
     weights = [entry.get("weight") for entry in listed]
@@ -116,11 +125,11 @@ def _data(runner_cfg: Mapping[str, Any]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    words = [f"{metrics['n_tokens']:,} held-out tokens"] if "n_tokens" in metrics else []
-    words += [f"L0 {metrics['l0']:.4g}"] if "l0" in metrics else []
-    words += [f"{metrics['dead_latents']:,} latents silent on them"] if "dead_latents" in metrics else []
-    sources: Mapping[str, Mapping[str, Any]] = metrics.get("sources") or {}
-    found = {"all": metrics, **sources}
+    counted = _numbers(metrics)
+    words = [f"{counted['n_tokens']:,} held-out tokens"] if "n_tokens" in counted else []
+    words += [f"L0 {counted['l0']:.4g}"] if "l0" in counted else []
+    words += [f"{counted['dead_latents']:,} latents silent on them"] if "dead_latents" in counted else []
+    found = {"all": counted, **{label: _numbers(values) for label, values in _mapping(metrics.get("sources")).items()}}
     columns = {key: name for key, name in _METRICS.items() if any(key in values for values in found.values())}
     rows: list[Sequence[Cell]] = [
         (label, *(values.get(key) for key in columns)) for label, values in found.items() if set(columns) & set(values)
@@ -128,6 +137,19 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
     parts = [f"{', '.join(words)}."] if words else []
     parts += [table(["source", *columns.values()], rows)] if columns else []
     return "\n\n".join(["### Metrics", *parts, _DEFINITIONS]) if parts else ""
+
+
+def _mapping(values: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", values) if isinstance(values, Mapping) else {}
+
+
+def _numbers(values: Any) -> dict[str, int | float]:
+    """What was measured; null stands where a measurement gave no number."""
+    return {
+        name: value
+        for name, value in _mapping(values).items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
 
 
 def _classes(bundle: Bundle) -> str:
@@ -140,7 +162,7 @@ def _classes(bundle: Bundle) -> str:
 
 def _class_counts(bundle: Bundle) -> tuple[dict[str, int], str]:
     """The classes of the published table of latents, or else of the decoder at the default thresholds."""
-    path = bundle.report_folder / "latents.parquet"
+    path = bundle.report_folder / PARQUET
     if path.is_file():
         latents = LatentTable.load(path)
         if "class" in latents.names and "classes" in latents.thresholds:
@@ -152,8 +174,10 @@ def _class_counts(bundle: Bundle) -> tuple[dict[str, int], str]:
     thresholds = ClassThresholds.for_n_sources(len(sources))
     norms = decoder_norms(bundle.run.sae.W_dec.detach(), sources.widths, sources.activation_scales)
     classes = classify_latents(decoder_norm_shares(norms), thresholds, sources.labels, bundle.run.dead)
-    dead = f"; dead: silent at the end of training ({DEAD_LATENTS})" if bundle.run.dead is not None else ""
-    return class_counts(classes, sources.labels), thresholds.describe() + dead
+    counts = class_counts(classes, sources.labels)
+    if bundle.run.dead is None:
+        return {name: count for name, count in counts.items() if name != DEAD}, thresholds.describe()
+    return counts, f"{thresholds.describe()}; dead: silent at the end of training ({DEAD_LATENTS})"
 
 
 def _files(bundle: Bundle, place: Place) -> str:

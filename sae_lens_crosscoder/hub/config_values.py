@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,15 +23,15 @@ class ConfigValues:
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive whole number.
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number that is not below `least`.
 
         Raises:
             CheckpointError: It is missing (and there is no default) or something else.
         """
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self._wrong(key, value, "a positive whole number")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self._wrong(key, value, f"a whole number from {least} on")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -40,9 +41,13 @@ class ConfigValues:
             CheckpointError: It is missing (and there is no default) or something else.
         """
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+        except OverflowError:  # whole numbers in files have any number of digits
+            number = math.inf
+        if not math.isfinite(number):
             raise self._wrong(key, value, "a finite number")
-        return float(value)
+        return number
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text that is not empty.
@@ -88,8 +93,8 @@ class ConfigValues:
         """
         if key in self and self.integer(key) != size:
             raise CheckpointError(
-                f"{self.file} says {key}={self.values[key]}, but the tensors have {size}: the files do not belong "
-                "together, or one of them is damaged. Download both again."
+                f"{self.file} says {key}={_shown(self.values[key])}, but the tensors have {size}: the files do not "
+                "belong together, or one of them is damaged. Download both again."
             )
 
     def _value(self, key: str, default: Any) -> Any:
@@ -99,4 +104,12 @@ class ConfigValues:
         return default if value is None else value
 
     def _wrong(self, key: str, value: Any, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self.file}: {key} = {value!r:.100} is not {wanted}.")
+        return CheckpointError(f"{self.file}: {key} = {_shown(value)} is not {wanted}.")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of the value, without writing all of it out: a few lines of YAML can stand for gigabytes."""
+    try:
+        return reprlib.repr(value)[:100]
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        return f"a {type(value).__name__} that is too long to show"

@@ -64,11 +64,16 @@ def load_crosscoder(
     said = ReadOptions(**checked_fields(ReadOptions, options, "load_crosscoder", ConfigError, ("sources",)))
     origin: dict[str, str | None] = {}
     if Path(repo_or_path).exists():
+        if revision is not None:
+            raise ConfigError(
+                f"{repo_or_path} is a folder or file of this machine, which has no revision {revision!r}. Leave the "
+                "revision out; if a repository of the Hub is meant, call from where there is no such folder."
+            )
         folder = _located(Path(repo_or_path), id)
         check_against_manifest(folder.path, folder.names, str(folder.path))
     else:
         known = _known(str(repo_or_path), id)
-        repo_id, id = (known.repo_id, id or known.id) if known else (str(repo_or_path), id)
+        repo_id, id = (known.repo_id, known.id) if known else (str(repo_or_path), id)
         folder = find_checkpoint(_fetched(repo_id, id, revision))
         if known is not None and format in ("auto", known.format):
             format, said = known.format, _completed(said, known)
@@ -84,8 +89,21 @@ def load_crosscoder(
 
 
 def _known(name: str, id: str | None) -> KnownCrosscoder | None:
-    """What is known of a public crosscoder, by its own name or by its repository."""
-    return known_at(name, id) if "/" in name or looks_like_path(name) else known_crosscoder(name)
+    """What is known of a public crosscoder, by its own name or by its repository.
+
+    Raises:
+        NotFoundError: There is no known crosscoder of this name.
+        ConfigError: The name is that of one crosscoder, and the id that of another.
+    """
+    if "/" in name or looks_like_path(name):
+        return known_at(name, id)
+    known = known_crosscoder(name)
+    if id not in (None, known.id):
+        raise ConfigError(
+            f"{name!r} is the crosscoder {known.id or 'in the root'} of {known.repo_id}: its sources and activation "
+            f"scales would be wrong for {id!r}. Leave the id out, or name the repository instead."
+        )
+    return known
 
 
 def _completed(said: ReadOptions, known: KnownCrosscoder) -> ReadOptions:

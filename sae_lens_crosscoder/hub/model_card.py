@@ -7,7 +7,7 @@ of them, by hand or from elsewhere, stays as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 import yaml
@@ -21,14 +21,15 @@ from sae_lens_crosscoder.hub.bundle import Bundle
 from sae_lens_crosscoder.hub.card_section import Place, crosscoder_section
 from sae_lens_crosscoder.hub.markdown import plain
 from sae_lens_crosscoder.hub.names import is_hub_id
-from sae_lens_crosscoder.hub.redaction import LOCAL
+from sae_lens_crosscoder.hub.redaction import LOCAL, datasets_of
 
 CARD = "README.md"
 LIBRARY = "saelens"
+_BEGIN = "<!-- crosscoder: "
 _TAGS = ("saelens", "sparse-autoencoder", "crosscoder", "model-diffing")
 _INTRODUCTION = """Crosscoders: each is one sparse dictionary over the activations of several models (or of one model \
 at several places), trained to show what differs between them. They are \
-[SAELens](https://github.com/decoderesearch/SAELens) SAEs, made with `sae-lens-crosscoder`."""
+[SAELens](https://github.com/decoderesearch/SAELens) SAEs, written by `sae-lens-crosscoder`."""
 
 
 def card_with(card: str | None, bundle: Bundle, place: Place, license: str | None = None) -> str:
@@ -79,8 +80,7 @@ def _read(card: str) -> tuple[ModelCardData, str]:
 
 
 def _add_metadata(data: ModelCardData, bundle: Bundle, license: str | None) -> None:
-    datasets: list[Mapping[str, Any]] = list(bundle.runner_cfg.get("datasets") or [])
-    paths = [str(entry.get("path") or "") for entry in datasets] or [str(bundle.runner_cfg.get("dataset_path") or "")]
+    paths = [str(entry.get("path") or "") for entry in datasets_of(bundle.runner_cfg)]
     added = {
         "base_model": base_models(source.model_name for source in bundle.sources),
         "datasets": [path for path in dict.fromkeys(paths) if is_hub_id(path)],
@@ -99,9 +99,10 @@ def _listed(value: Any) -> list[str]:
 
 
 def _with_section(text: str, id: str, section: str) -> str:
-    begin, end = f"<!-- crosscoder: {id} -->", f"<!-- end of crosscoder: {id} -->"
+    begin, end = f"{_BEGIN}{id} -->", f"<!-- end of crosscoder: {id} -->"
     marked = f"{begin}\n{section}\n{end}"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    # A section whose end was lost does not reach to that of a later one, over what stands between them.
+    pattern = re.compile(f"{re.escape(begin)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(end)}", re.DOTALL)
     if pattern.search(text):
         return pattern.sub(lambda _: marked, text, count=1)
     return f"{text.rstrip()}\n\n{marked}\n"

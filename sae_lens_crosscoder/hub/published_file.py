@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sae_lens_crosscoder.errors import DamagedError
@@ -24,7 +25,7 @@ class PublishedFile:
         """Size of the file."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Checksum of the content, as hexadecimal digits."""
         return hashlib.sha256(self.content).hexdigest() if isinstance(self.content, bytes) else checksum(self.content)

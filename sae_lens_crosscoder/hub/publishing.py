@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from sae_lens import SAE
 
-from sae_lens_crosscoder.errors import ConfigError, DamagedError, HubError
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, DataError, HubError
 from sae_lens_crosscoder.hub.bundle import PUBLISHED_NAMES, Bundle, BundleOptions, folder_of
 from sae_lens_crosscoder.hub.card_section import Place
 from sae_lens_crosscoder.hub.model_card import CARD, card_with
@@ -123,39 +123,45 @@ def _send(bundle: Bundle, files: list[PublishedFile], place: Place, options: Pub
     if get_token() is None:
         log_in = LOG_IN.format(right="write to")
         raise HubError(f"Publishing to {place.repo_id} needs a login, and there is none on this machine. {log_in}")
-    api = HfApi()
+    api, n_tries_left = HfApi(), _N_TRIES
     with refusals_named(f"Publishing to {place.repo_id}", place.repo_id, "write to"):
         _prepare_repository(api, place, options)
-        for attempt in range(_N_TRIES):
-            head = api.model_info(place.repo_id, revision=place.revision)
-            present = [file.rfilename for file in head.siblings or []]
-            commit = str(head.sha)
-            stale = _stale_files(api, files, place, options.replace, (commit, present))
-            old = _downloaded(api, place, commit, CARD).read_text("utf-8", "replace") if CARD in present else None
-            card = card_with(old, bundle, place, options.license)
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
-            ]
-            operations += [CommitOperationDelete(f"{place.id}/{name}") for name in stale]
-            operations += [CommitOperationAdd(CARD, card.encode())] if card != old else []
+        while True:
+            n_tries_left -= 1
             try:
-                with warnings.catch_warnings():
-                    # The table of latents is a parquet file, which the client takes for a data set.
-                    warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-                    made = api.create_commit(
-                        place.repo_id,
-                        operations,
-                        commit_message=f"Publish crosscoder {place.id}",
-                        revision=place.revision,
-                        parent_commit=commit,
-                    )
+                return _commit(api, bundle, files, place, options)
             except HfHubHTTPError as error:
                 # Somebody else's commit came between: their card and files are read again and kept.
-                if status_of(error) != 412 or attempt == _N_TRIES - 1:
+                if status_of(error) != 412 or n_tries_left == 0:
                     raise
-            else:
-                return card, None if made.oid == commit else made.oid
-    raise HubError(f"{place.repo_id} was changed by others each time before this crosscoder was added. Call again.")
+
+
+def _commit(
+    api: HfApi, bundle: Bundle, files: list[PublishedFile], place: Place, options: PublishOptions
+) -> tuple[str, str | None]:
+    """One commit on top of what is there; the card, and the commit or None if there was nothing to change."""
+    head = api.model_info(place.repo_id, revision=place.revision)
+    present = [file.rfilename for file in head.siblings or []]
+    commit = str(head.sha)
+    stale = _stale_files(api, files, place, options.replace, (commit, present))
+    old = _old_card(_downloaded(api, place, commit, CARD)) if CARD in present else None
+    card = card_with(old, bundle, place, options.license)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(f"{place.id}/{file.name}", file.content) for file in files
+    ]
+    operations += [CommitOperationDelete(f"{place.id}/{name}") for name in stale]
+    operations += [CommitOperationAdd(CARD, card.encode())] if card != old else []
+    with warnings.catch_warnings():
+        # The table of latents is a parquet file, which the client takes for a data set.
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+        made = api.create_commit(
+            place.repo_id,
+            operations,
+            commit_message=f"Publish crosscoder {place.id}",
+            revision=place.revision,
+            parent_commit=commit,
+        )
+    return card, None if made.oid == commit else made.oid
 
 
 def _prepare_repository(api: HfApi, place: Place, options: PublishOptions) -> None:
@@ -200,13 +206,28 @@ def _stale_files(
     known = PUBLISHED_NAMES | {MANIFEST_FILENAME, *listed}
     there = [name for name in own if name in known]
     ours = {file.name: file.sha256 for file in files if file.name != MANIFEST_FILENAME}
-    is_same = {name: file["sha256"] for name, file in listed.items()} == ours
+    is_same = {name: _sha256_in(entry) for name, entry in listed.items()} == ours
     if there and not is_same and not replace:
         raise ConfigError(
             f"There is another crosscoder called {place.id} in {place.repo_id}. Take another id, or ask for it "
             "to be replaced (replace=True, --replace); the old one stays in the repository's history."
         )
     return [name for name in there if name not in names]
+
+
+def _sha256_in(entry: Any) -> Any:
+    """The checksum in an entry of a manifest that may have been changed by hand."""
+    return cast("Mapping[str, Any]", entry).get("sha256") if isinstance(entry, Mapping) else None
+
+
+def _old_card(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The {CARD} of the repository is no UTF-8 text, so what was written by hand would be lost. Save it as "
+            "UTF-8 there, then publish again."
+        ) from error
 
 
 def _downloaded(api: HfApi, place: Place, commit: str, path: str) -> Path:

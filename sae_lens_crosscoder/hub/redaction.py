@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any, cast
+from urllib.parse import quote
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.hub.names import is_local, looks_like_path
@@ -63,10 +64,10 @@ class Redaction:
             dataset_names: The same for data sets, by their label.
 
         Raises:
-            ConfigError: A label that no source or data set has.
+            ConfigError: A label that no source or data set has, or a configuration whose data sets are none.
         """
         models = {source.label: source.model_name for source in sources}
-        datasets = _datasets(runner_cfg)
+        datasets = _path_by_label(runner_cfg)
         return cls(_public(models, model_names or {}, "source"), _public(datasets, dataset_names or {}, "data set"))
 
     def cfg(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class Redaction:
         return value
 
     def text(self, text: str) -> str:
-        """A text with every local name replaced, also where it stands as JSON or HTML writes it."""
+        """A text with every local name replaced, also where it stands as JSON, HTML or an address writes it."""
         for local, public in self._replacements:
             text = re.sub(_whole(local), lambda _, public=public: public, text)
         return text
@@ -107,13 +108,14 @@ class Redaction:
         Args:
             name: Name of the file, for the message.
             content: The file as it would be published, or the part of it that holds text.
-            secrets: What it must not hold, besides the local names and tokens of the Hub.
+            secrets: What it must not hold in any spelling, besides the local names and tokens of the Hub.
 
         Raises:
             ConfigError: It holds some of it.
         """
         text = content.decode("utf-8", "replace")
-        for private in (*(local for local, _ in self._replacements if looks_like_path(local)), *secrets):
+        spelt = {form for secret in secrets for form in _spellings(secret)}
+        for private in (*(local for local, _ in self._replacements if looks_like_path(local)), *spelt):
             if private in text:
                 raise ConfigError(
                     f"{name} would publish something of this machine (a local path) that could not be taken out. "
@@ -151,11 +153,21 @@ class Redaction:
         return cleaned
 
 
-def _datasets(runner_cfg: Mapping[str, Any]) -> dict[str, str]:
-    """Path of each data set of a run by its label."""
-    listed: list[Mapping[str, Any]] = list(runner_cfg.get("datasets") or [])
-    if not listed and runner_cfg.get("dataset_path"):
-        return {"data": runner_cfg["dataset_path"]}
+def datasets_of(runner_cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a run's data sets, of which one may stand as `dataset_path` alone.
+
+    Raises:
+        ConfigError: They are no list of mappings.
+    """
+    listed: Any = runner_cfg.get("datasets") or []
+    if not isinstance(listed, list) or not all(isinstance(entry, Mapping) for entry in cast("list[Any]", listed)):
+        raise ConfigError("The run's configuration has datasets that are no list of mappings: it was changed by hand.")
+    path = runner_cfg.get("dataset_path")
+    return cast("list[Mapping[str, Any]]", listed) or ([{"label": "data", "path": path}] if path else [])
+
+
+def _path_by_label(runner_cfg: Mapping[str, Any]) -> dict[str, str]:
+    listed = datasets_of(runner_cfg)
     return {entry.get("label") or f"data-{position}": entry.get("path") or "" for position, entry in enumerate(listed)}
 
 
@@ -173,7 +185,7 @@ def _public(names: Mapping[str, str], given: Mapping[str, str], what: str) -> di
 
 def _spellings(local: str) -> set[str]:
     spelt = json.dumps(local)[1:-1]
-    return {local, spelt, json.dumps(local, ensure_ascii=False)[1:-1], escape(local), escape(spelt)}
+    return {local, spelt, json.dumps(local, ensure_ascii=False)[1:-1], escape(local), escape(spelt), quote(local)}
 
 
 def _whole(name: str) -> str:

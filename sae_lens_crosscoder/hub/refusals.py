@@ -1,10 +1,11 @@
-"""What the Hub refuses, in words: each error of its client as one of ours, with what to do."""
+"""What the Hub, or the disk on the way, refuses, in words: each error of its client as one of ours, with what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -14,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sae_lens_crosscoder.errors import CrosscoderError, HubError, NotFoundError, first_line
+from sae_lens_crosscoder.errors import CrosscoderError, HubError, NotFoundError, SaveError, first_line
 
 LOG_IN = "Log in with `hf auth login`, with a token that may {right} this repository."
 
@@ -39,6 +40,7 @@ def refusals_named(what: str, repo_id: str, right: str = "read") -> Generator[No
     Raises:
         NotFoundError: There is no such repository, revision or file, as far as this login sees.
         HubError: Everything else that the Hub or the way to it refuses.
+        SaveError: A file of this machine cannot be written or read (a full disk, a cache of somebody else).
     """
     try:
         yield
@@ -58,6 +60,11 @@ def refusals_named(what: str, repo_id: str, right: str = "read") -> Generator[No
             raise HubError(
                 f"{what} failed: the connection to the Hub broke or was never there ({first_line(chain[-1])}). Nothing "
                 "was changed by halves; call again, what has been sent or received is not sent again."
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise SaveError(
+                f"{what} failed: this machine refuses a file ({error.strerror}: {error.filename}). What the Hub sends "
+                f"is kept in {constants.HF_HUB_CACHE}: make room there, or choose another folder by HF_HOME."
             ) from error
         raise
 

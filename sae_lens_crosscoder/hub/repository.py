@@ -119,6 +119,7 @@ def fetch(repo_id: str, id: str | None = None, revision: str | None = None) -> P
         NotFoundError: There is no such repository, revision or crosscoder.
         DataError: A file is not what was published.
         HubError: The Hub refuses, or cannot be reached.
+        SaveError: The cache cannot be written to.
     """
     if id is not None:
         checked_id(id)
@@ -188,7 +189,7 @@ def _is_needed(name: str, names: list[str]) -> bool:
     if name.endswith(_WEIGHTS):
         # Of a run with its checkpoints only the end is read.
         return not (_CHECKPOINT.fullmatch(name) and "model_final.pt" in names)
-    return name.endswith(_CONFIGS) and any(word in name for word in ("cfg", "config", "index"))
+    return name.endswith(_CONFIGS) and any(word in name for word in ("cfg", "config"))
 
 
 def _is_of_pair(name: str, pairs: list[str]) -> bool:

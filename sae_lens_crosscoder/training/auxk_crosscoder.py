@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, sparse_output
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, encoder_of, sparse_output
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder
+from sae_lens_crosscoder.training.sparse.ties import positions_of_largest
 
 
 @dataclass(kw_only=True)
@@ -44,13 +46,16 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
     prefix_widths: Sequence[int] = ()
     """Numbers of first latents that are to reconstruct the activations too."""
 
+    n_dead_bound: int | None = None
+    """No more latents are dead in this step. With it, AuxK has shapes that the host knows; None counts the dead."""
+
     @property
     @abstractmethod
     def k_now(self) -> float:
         """Active latents a token in this step."""
 
     @abstractmethod
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The pairs of a batch that stay."""
 
     @override
@@ -61,9 +66,7 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
             return super().training_forward_pass(step_input)
         x = self.process_sae_in(step_input.sae_in)
         with torch.no_grad():
-            found = self.largest_pairs(
-                PairEncoder(x, self.W_enc, self.b_enc, self.decoder_norms(), self.cfg.encoder_precision)
-            )
+            found = self.largest_pairs(encoder_of(self, x, self.decoder_norms()))
         return sparse_output(
             self,
             step_input,
@@ -100,14 +103,27 @@ class AuxKTrainingCrosscoder(TrainingCrosscoder[T_AUXK_CONFIG], ABC):
         self, step_input: TrainStepInput, sae_out: Tensor, hidden_pre_of: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(self.division.sum_of_latents(dead.sum()))
-        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
-            return {"auxiliary_reconstruction_loss": sae_out.new_tensor(0.0)}
+        if dead is None or self.cfg.aux_loss_coefficient == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
+        n_dead = self.division.sum_of_latents(dead.sum())
+        bound = self.n_dead_bound
+        n_here, n_all = (int(dead.sum()), int(n_dead)) if bound is None else (bound, bound)
+        if n_all == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         residual = (step_input.sae_in - sae_out).detach()
-        k_aux = min(self.cfg.d_in // 2, n_dead)
-        acts = torch.relu(hidden_pre_of(dead))
-        if k_aux < n_dead:
-            acts = acts * self.division.largest_of_rows((acts * self.decoder_norms()[dead]).detach(), k_aux)
-        error = self.mse_loss_fn(self.division.sum_of_latents(acts @ self.W_dec[dead]), residual).sum(dim=-1).mean()
-        scale = min(n_dead / (self.cfg.d_in // 2), 1.0)
+        # The dead latents, then, if the bound is above their number, others, whose codes are set to 0.
+        revived = positions_of_largest(dead.to(sae_out.dtype), n_here)
+        acts = torch.relu(hidden_pre_of(revived)) * dead[revived]
+        k_aux = min(self.cfg.d_in // 2, n_all)
+        if k_aux < n_all:
+            acts = acts * self._largest_dead((acts * self.decoder_norms()[revived]).detach(), k_aux)
+        error = self.mse_loss_fn(self.division.sum_of_latents(acts @ self.W_dec[revived]), residual).sum(dim=-1).mean()
+        scale = (n_dead.to(error.dtype) / (self.cfg.d_in // 2)).clamp(max=1)
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * scale * error}
+
+    def _largest_dead(self, scores: Tensor, k: int) -> Tensor:
+        """Where the k largest scores of every token stand."""
+        if self.division.splits_latents:
+            return self.division.largest_of_rows(scores, k)
+        # No rule for ties, for which CUDA would wait.
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(k, sorted=False).indices, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.pairs import blocks_of
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder, LargestOfBatch
 
 _THRESHOLD_STATE = ("topk_threshold", "topk_threshold_weight")
 
@@ -173,13 +175,16 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
         return self.current_k
 
     @override
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The largest of the batch in every group."""
         found: list[ScoredPairs] = []
         start = 0
         for size, k, selection in zip(self.group_sizes, self._group_ks, self._selections, strict=True):
             n = int(k * self.division.n_tokens(encoder.n_rows))
-            pairs = selection.select(encoder, slice(start, start + size), n)
+            none = self.b_enc.detach().new_empty(0)  # a rank may hold no latent of a group
+            pairs = ScoredPairs(none.long(), none, none)
+            if size > 0:
+                pairs = selection.select(encoder, slice(start, start + size), n)
             if self.division.is_divided:
                 rows = pairs.flat // encoder.d_sae
                 pairs = pairs.where(self.division.largest_of_batch(pairs.scores, rows, n, encoder.n_rows))
@@ -227,8 +232,8 @@ class BatchTopKTrainingCrosscoder(AuxKTrainingCrosscoder[BatchTopKTrainingCrossc
             return torch.stack([torch.cat([group.flatten(), none]).min() for group in groups])
         latents, acts = feature_acts.indices()[1], feature_acts.values()
         scores = torch.where(acts > 0, acts.double() * norms[latents], torch.inf)
-        ends = torch.tensor(self.group_sizes, device=latents.device).cumsum(0)
-        group = torch.bucketize(latents, ends, right=True)
+        ends = list(itertools.accumulate(self.group_sizes))
+        group = blocks_of(latents, ends)
         return scores.new_full((len(ends),), torch.inf).scatter_reduce_(0, group, scores, "amin")
 
     @torch.no_grad()

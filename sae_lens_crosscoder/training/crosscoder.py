@@ -80,7 +80,7 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
     encoder_precision: EncoderPrecision = "float32"
     """Precision of the codes in the sparse training step. "float32": that of the weights. "bfloat16": products of
     rounded activations and weights, which saves scoring the active pairs anew; weights and Adam moments keep their
-    dtype. The dense step does not read it."""
+    dtype. The dense step does not read it. With `autocast` it is "bfloat16", and AuxK's products are rounded."""
 
     normalize_activations: str = "expected_average_only_in"  # pyright: ignore[reportIncompatibleVariableOverride]
     """"expected_average_only_in" scales every source to mean norm sqrt(width), "none" leaves activations alone."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sae_lens_crosscoder.activations.shuffle_buffer import n_pool_rows
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.resources import available_memory, free_disk, in_gb
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
@@ -24,7 +25,7 @@ class RunNeeds:
     """The dictionary's weights."""
 
     buffer: int
-    """The buffer of activations."""
+    """The buffer of activations, with its room for passes that come early."""
 
     batch: int
     """One training batch."""
@@ -56,11 +57,18 @@ class RunNeeds:
         planned = min(cfg.n_checkpoints, kept)
         return cls(
             weights=n_weights * _itemsize(sae.dtype),
-            buffer=cfg.buffer_tokens * row,
+            buffer=_n_buffer_rows(cfg) * row,
             batch=cfg.train_batch_size_tokens * sae.d_in * _itemsize(sae.dtype),
             n_weight_parts=n_processes if cfg.dictionary_layout == "sharded" else 1,
             checkpoints=0 if cfg.checkpoint_path is None else planned + int(cfg.save_final_checkpoint),
         )
+
+
+def _n_buffer_rows(cfg: CrosscoderRunnerConfig[Any]) -> int:
+    assert cfg.train_batch_size_tokens is not None
+    n_positions = cfg.buffer_tokens // max(1, cfg.n_batches_in_buffer)
+    n_further = (1 + int(cfg.prefetch_llm_batches or 0)) * cfg.store_batch_size_prompts * n_positions
+    return n_pool_rows(cfg.buffer_tokens, n_further, cfg.train_batch_size_tokens, cfg.activations_mixing_fraction)
 
 
 def check_needs(cfg: CrosscoderRunnerConfig[Any], n_processes: int = 1) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import wandb
 from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -31,9 +31,16 @@ from sae_lens_crosscoder._saelens import (
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler
 from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError, FinishedError
+from sae_lens_crosscoder.errors import ConfigError, FinishedError, NonFiniteError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
-from sae_lens_crosscoder.files import check_writable, existing_folder, remove_leftovers, write_json, written_aside
+from sae_lens_crosscoder.files import (
+    check_writable,
+    existing_folder,
+    remove_leftovers,
+    write_file,
+    write_json,
+    written_aside,
+)
 from sae_lens_crosscoder.joint_model import JointModel
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.training.checkpoints import (
@@ -57,6 +64,9 @@ from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAM
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
 logger = logging.getLogger(__name__)
+
+NON_FINITE_BATCH = "non_finite_batch.safetensors"
+"""Tokens and activations of the forward pass that stopped a run."""
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -138,6 +148,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
 
         Raises:
             TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved first, if `checkpoint_path` is set.
+            NonFiniteError: A model gave activations that are infinite or NaN. They are saved in `output_path`, and a
+                checkpoint in `checkpoint_path`.
         """
         self._set_sae_metadata()
         logger = self.cfg.logger
@@ -167,7 +179,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 trainer.load_trainer_state(checkpoint)
             self._compile_sae_if_needed()
             with _stops_on_signal(trainer):
-                sae = trainer.fit()
+                sae = self._fit(trainer)
         finally:
             batches.close()
         if not self.ranks.is_first:
@@ -179,6 +191,20 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         if logger.log_to_wandb:
             wandb.finish()
         return sae
+
+    def _fit(self, trainer: CrosscoderTrainer) -> TrainingSAE[Any]:
+        """Train; where a model gives no numbers, keep what was trained and the batch that did it."""
+        try:
+            return trainer.fit()
+        except NonFiniteError as error:
+            said = [f"Training stopped after step {trainer.n_training_steps}. {error}"]
+            if self.cfg.output_path is not None:
+                batch = write_file(Path(self.cfg.output_path) / NON_FINITE_BATCH, save(dict(error.batch)))
+                said.append(f"The tokens and their activations are in {batch}.")
+            if self.cfg.checkpoint_path is not None and trainer.n_training_steps > 0:
+                trainer.save_checkpoint(str(trainer.n_training_samples))
+                said.append(f"What was trained is in {self.cfg.checkpoint_path}/{trainer.n_training_samples}.")
+            raise NonFiniteError(" ".join(said), error.batch) from error
 
     def _save_output(self, sae: TrainingSAE[Any], folder: Path, trainer: CrosscoderTrainer) -> None:
         """Save the stock SAELens SAE and the run's configuration, aside, then move them into place."""

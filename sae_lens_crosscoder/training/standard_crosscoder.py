@@ -13,7 +13,6 @@ from typing_extensions import override
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.l1_crosscoder import L1TrainingCrosscoder, L1TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.sparse import forward
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder
 from sae_lens_crosscoder.training.sparse.selection import positive_pairs
 
 
@@ -55,7 +54,7 @@ class StandardTrainingCrosscoder(L1TrainingCrosscoder[StandardTrainingCrosscoder
             return super().training_forward_pass(step_input)
         x = self.process_sae_in(step_input.sae_in)
         with torch.no_grad():
-            encoder = PairEncoder(x, self.W_enc, self.b_enc, torch.ones_like(self.b_enc), self.cfg.encoder_precision)
+            encoder = forward.encoder_of(self, x, torch.ones_like(self.b_enc))
             found = positive_pairs(encoder, forward.MAX_ACTIVE_SHARE)
         if found is None:
             return super().training_forward_pass(step_input)

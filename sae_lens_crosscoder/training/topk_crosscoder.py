@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder, AuxKTrainingCrosscoderConfig
-from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
-from sae_lens_crosscoder.training.sparse.selection import largest_of_ranks, largest_of_rows
+from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder, largest_of_ranks, largest_of_rows
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,7 @@ class TopKTrainingCrosscoder(AuxKTrainingCrosscoder[TopKTrainingCrosscoderConfig
         return self.cfg.k
 
     @override
-    def largest_pairs(self, encoder: PairEncoder) -> ScoredPairs:
+    def largest_pairs(self, encoder: AnyEncoder) -> ScoredPairs:
         """The k largest of every token."""
         found = largest_of_rows(encoder, min(self.cfg.k, encoder.d_sae))
         return largest_of_ranks(found, encoder, self.division, self.cfg.k) if self.division.splits_latents else found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.manifest import write_manifest
 from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
 from sae_lens_crosscoder.training.clipped_adam import clipped_step, make_fused
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
+from sae_lens_crosscoder.training.dead_bound import ASYNCHRONOUS_DEVICES, DeadBound
 from sae_lens_crosscoder.training.parallel.curve import complete_row, whole_output
 from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.parallel.trainer_state import (
@@ -108,6 +111,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             n_here = len(self.division.shard(sae.cfg.d_sae))
             self.act_freq_scores = self.act_freq_scores.new_zeros(n_here)
             self.n_forward_passes_since_fired = self.act_freq_scores.clone()
+        self._dead_bound = DeadBound(cfg.dead_feature_window)
         self.folded_scales = [1.0] * len(parts.sources)
         """The factor of each source that is folded into the weights."""
 
@@ -140,7 +144,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 output = self.step(next(self.data_provider))
                 if self._is_logging_step():
                     row = self._curve_row(output)
-                    self._check_finite(row["losses/overall_loss"])
+                    self._check_finite(row["losses/overall_loss"], self._sum_of_weights())
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
@@ -152,7 +156,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 if self._stops_now() and self.n_training_samples < total:
                     self._save_and_stop()
         self._log(self.full_sparsity_window_log())
-        self._check_finite(*(self._total(weights.detach().sum()).item() for weights in self.sae.parameters()))
+        self._check_finite(self._sum_of_weights())
         if self.cfg.save_final_checkpoint:
             self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
         self._fold_scales()
@@ -171,7 +175,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _train_step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         """SAELens's step; clipping is part of Adam's pass, and firing is counted on active pairs if there are some."""
         sae.train()
-        with self.autocast_if_enabled:
+        with self._dead_bounded(sae), self.autocast_if_enabled:
             output = sae.training_forward_pass(
                 TrainStepInput(
                     sae_in=sae_in,
@@ -191,11 +195,25 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             scheduler.step()
         return output
 
+    @contextmanager
+    def _dead_bounded(self, sae: TrainingSAE[Any]) -> Generator[None]:
+        """Tell AuxK how many latents can be dead, on devices that would have to be waited for."""
+        waits = sae.device.type not in ASYNCHRONOUS_DEVICES or self.division.is_divided  # ranks agree on exact numbers
+        if waits or not isinstance(sae, AuxKTrainingCrosscoder):
+            yield
+            return
+        sae.n_dead_bound = self._dead_bound.next(self.n_forward_passes_since_fired)
+        try:
+            yield
+        finally:
+            sae.n_dead_bound = None
+
     @torch.no_grad()
     def _count_firing(self, feature_acts: Tensor) -> None:
         if feature_acts.is_sparse:
-            active = feature_acts.indices()[1][feature_acts.values() != 0]
-            n_fired = torch.bincount(active, minlength=feature_acts.shape[1])
+            # Added up: to select or to count pairs, CUDA would wait for their number.
+            n_fired = torch.zeros(feature_acts.shape[1], dtype=torch.long, device=feature_acts.device)
+            n_fired.scatter_add_(0, feature_acts.indices()[1], (feature_acts.values() != 0).long())
         else:
             n_fired = (feature_acts != 0).sum(dim=0)
         n_fired = self.division.sum_of_tokens(n_fired)
@@ -253,6 +271,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         """
         super().load_trainer_state(existing_folder(checkpoint_path, "checkpoint"))
         keep_own_part(self)
+        self._dead_bound = DeadBound(self.cfg.dead_feature_window)
         make_fused(self.optimizer)
         if self.n_training_samples >= self.cfg.total_training_samples:
             raise FinishedError(
@@ -312,6 +331,11 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.save_checkpoint(str(self.n_training_samples))
         checkpoint = f"{path}/{self.n_training_samples}"
         raise TrainingInterrupted(f"{message}. Go on with resume_from_checkpoint={checkpoint}", checkpoint)
+
+    @torch.no_grad()
+    def _sum_of_weights(self) -> float:
+        """Not finite if any weight is not: a sparse step leaves out latents whose scores are not a number."""
+        return self._total(torch.stack([weights.sum().float() for weights in self.sae.parameters()]).sum()).item()
 
     def _check_finite(self, *values: float) -> None:
         if not all(math.isfinite(value) for value in values):

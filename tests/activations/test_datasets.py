@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from helpers import CONTEXT, SENTENCES, fresh_tokenizer, text_dataset, token_dat
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
 from sae_lens_crosscoder import DatasetConfig
+from sae_lens_crosscoder.activations import datasets as datasets_module
 from sae_lens_crosscoder.activations.datasets import (
     SequenceFormat,
     load_documents,
@@ -89,6 +91,31 @@ def test_a_thousand_documents_are_packed_at_a_time_and_the_rest_of_each_thousand
     texts = [f"the owl {i}" for i in range(1100)]
     expected = packed_by_saelens(texts[:1000], FORM) + packed_by_saelens(texts[1000:], FORM)
     assert packed(Dataset.from_dict({"text": texts})) == expected
+
+
+def test_long_documents_are_packed_a_few_at_a_time_so_that_the_first_sequence_need_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(datasets_module, "_CHARACTERS_A_BATCH", 4000)
+    texts, read = [f"{i:04d}" * 200 for i in range(60)], list[str]()  # 800 characters each: five at a time
+
+    def documents() -> Iterator[dict[str, str]]:
+        for text in texts:
+            read.append(text)
+            yield {"text": text}
+
+    stream = packed_sequences(IterableDataset.from_generator(documents), DatasetConfig(), fresh_tokenizer(), FORM)
+    read.clear()  # the first ones were measured
+    next(iter(stream))
+    assert read == texts[:5]
+    in_fives = [row for i in range(0, 60, 5) for row in packed_by_saelens(texts[i : i + 5], FORM)]
+    assert rows(stream) == in_fives
+    in_memory = packed_sequences(Dataset.from_dict({"text": texts}), DatasetConfig(), fresh_tokenizer(), FORM)
+    broken = iter(in_memory)
+    head = [next(broken)["input_ids"] for _ in range(300)]
+    position = in_memory.state_dict()
+    in_memory.load_state_dict(position)
+    assert head + rows(in_memory) == in_fives
 
 
 def test_a_stream_and_a_data_set_in_memory_give_the_same_sequences():

@@ -47,7 +47,11 @@ def test_every_source_has_the_same_latents_with_its_own_logits_and_row(tmp_path:
             latent = feature["feature_index"]
             assert feature["vector"] == pytest.approx(rows[latent].tolist())
             top = (rows[latent] @ weights).topk(10)
-            assert feature["pos_values"] == pytest.approx(top.values.tolist(), abs=6e-4)
+            assert feature["pos_values"] == pytest.approx(top.values.tolist(), rel=1e-4, abs=1e-12)
+            bottom = (rows[latent] @ weights).topk(10, largest=False)
+            assert feature["neg_values"] == pytest.approx(bottom.values.tolist(), rel=1e-4, abs=1e-12)
+            bars = feature["logits_hist_data_bar_values"]
+            assert latent == SECOND_ONLY or bars[0] < 0.9 * bottom.values[0] < 0 < 0.9 * top.values[0] < bars[-1]
             if latent != SECOND_ONLY:
                 assert feature["pos_str"] == [made.joint.tokenizer.decode([i]) for i in top.indices.tolist()]
     for one, other in zip(features["base"], features["chat"], strict=True):

@@ -18,7 +18,7 @@ CHUNKS = [[4, 1], [7, 9], [2]]
 
 
 def folder(path: Path, key: str = "a", chunks: list[list[int]] = CHUNKS) -> ChunkFolder:
-    return ChunkFolder(path, "list.json", [key], chunks)
+    return ChunkFolder(path / "list.json", [key], chunks, [[f"{i}.html"] for i in range(len(chunks))])
 
 
 def finished(path: Path) -> ChunkFolder:
@@ -26,7 +26,7 @@ def finished(path: Path) -> ChunkFolder:
     made = folder(path)
     for i in (0, 1):
         (path / f"{i}.html").write_text(str(i))
-        made.finish(i, [f"{i}.html"], {"n": i})
+        made.finish(i, {"n": i})
     return made
 
 
@@ -62,6 +62,13 @@ def test_a_chunk_with_other_latents_or_a_lost_file_is_made_anew(tmp_path: Path) 
     assert folder(tmp_path).pending == [0, 2]
 
 
+def test_a_file_of_a_chunk_that_was_not_finished_is_removed_too(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "2.html").write_text("written, and then the process was killed")
+    assert folder(tmp_path, key="b", chunks=CHUNKS[:1]).pending == [0]
+    assert [path.name for path in tmp_path.iterdir()] == ["list.json"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"chunks": 3}', '{"made_of": ["a"], "chunks": {"x": {}}}'])
 def test_a_damaged_list_counts_as_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(content)
@@ -72,7 +79,7 @@ def test_a_list_cannot_remove_files_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("")
     inside = tmp_path / "inside"
     inside.mkdir()
-    entry = {"latents": [1], "files": ["../precious"], "record": None}
+    entry = {"latents": [1], "files": ["../precious"], "is_finished": True, "record": None}
     (inside / "list.json").write_text(json.dumps({"made_of": ["b"], "chunks": {"0": entry}}))
     folder(inside)
     assert (tmp_path / "precious").exists()

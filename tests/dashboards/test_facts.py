@@ -67,3 +67,16 @@ def test_a_diff_beside_the_crosscoder_is_read_and_one_of_another_is_refused(tmp_
     DiffReport(LatentTable([column("nu_error", nu[:5])], ["base", "chat"])).save(tmp_path)
     with pytest.raises(DataError, match="diff of another crosscoder"):
         latent_facts(made, tmp_path)
+
+
+def test_a_diff_of_another_crosscoder_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    made = subject()
+    facts = latent_facts(made)
+    (relative,) = (c.values for c in facts if c.name == "relative_norm")
+    assert isinstance(relative, torch.Tensor)
+    for norms in (relative, 1 - relative, relative.half()):
+        DiffReport(LatentTable([column("relative_norm", norms)], ["base", "chat"])).save(tmp_path)
+        assert [c.name for c in latent_facts(made, tmp_path)] == ["relative_norm"]
+    DiffReport(LatentTable([column("relative_norm", relative.roll(1))], ["base", "chat"])).save(tmp_path)
+    with pytest.raises(DataError, match="diff of another crosscoder"):
+        latent_facts(made, tmp_path)

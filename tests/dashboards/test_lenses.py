@@ -9,6 +9,7 @@ import torch
 from dashboard_subjects import D_SAE, aligned_subject, subject
 from helpers import source, tiny_model
 
+from sae_lens_crosscoder.dashboards.facts import decoder_facts
 from sae_lens_crosscoder.dashboards.lenses import hook_unembedding, source_lenses
 from sae_lens_crosscoder.errors import ConfigError
 
@@ -100,3 +101,11 @@ def test_each_model_names_tokens_by_its_own_vocabulary() -> None:
     assert first.tokens[270] != second.tokens[270]
     same = source_lenses(subject())
     assert same[0].tokens is same[1].tokens
+
+
+def test_norms_are_those_that_the_relative_norm_is_made_of() -> None:
+    made = subject(scales=(2.0, 0.5))
+    first, second = source_lenses(made)
+    (relative,) = [c.values for c in decoder_facts(made.directions, made.joint.sources) if c.name == "relative_norm"]
+    assert isinstance(relative, torch.Tensor)
+    torch.testing.assert_close(second.norms / (first.norms + second.norms), relative)

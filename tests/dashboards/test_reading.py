@@ -84,6 +84,7 @@ def test_with_tokenizers_of_their_own_contexts_are_the_first_models() -> None:
         for context in groups[0].seq_data:
             row = own.ids[context.original_index][~own.is_padding[context.original_index]]
             assert context.token_ids == row[1:].tolist()
+        check_intervals(found.by_source[0][latent], codes[..., latent], made.is_counted)
 
 
 def check_contexts(made: DashboardSubject, found: Any) -> None:
@@ -103,12 +104,18 @@ def check_contexts(made: DashboardSubject, found: Any) -> None:
                 row = context.original_index
                 assert context.token_ids == made.tokens[row, 1:].tolist()
                 torch.testing.assert_close(torch.tensor(context.feat_acts), own[row, 1:], rtol=0, atol=1e-4)
-        check_intervals(feature, own)
+        check_intervals(feature, own, made.is_counted)
 
 
-def check_intervals(feature: Any, own: Tensor) -> None:
+def check_intervals(feature: Any, own: Tensor, is_counted: Tensor) -> None:
     for group in feature.sequence_data.seq_group_data[1:]:
-        low, high = (float(group.title.split("<br>")[0].split(" ")[i]) for i in (1, -1))
+        interval, share = group.title.split("<br>")
+        low, high = (float(interval.split(" ")[i]) for i in (1, -1))
+        # Ends are rounded in the title, so tokens at them may or may not be inside.
+        at_least, at_most = (
+            float(((own >= low + slack) & (own <= high - slack))[is_counted].float().mean()) for slack in (1e-3, -1e-3)
+        )
+        assert at_least - 2e-5 <= float(share.split(" ")[1].rstrip("%")) / 100 <= at_most + 2e-5
         for context in group.seq_data:
             value = own[context.original_index, context.qualifying_token_index]
             assert low - 1e-3 <= value <= high + 1e-3

@@ -58,3 +58,26 @@ def test_a_size_that_differs_from_the_tensors_is_refused():
     config().check_size("d", 3)
     with pytest.raises(CheckpointError, match="d=3, but the tensors have 4"):
         config(d=3).check_size("d", 4)
+
+
+def test_a_number_of_too_many_digits_is_refused() -> None:
+    for digits in (10**400, 16**5000):
+        with pytest.raises(CheckpointError, match="is not a finite number"):
+            config(scale=digits).number("scale")
+        with pytest.raises(CheckpointError, match="but the tensors have 6"):
+            config(d_in=digits).check_size("d_in", 6)
+
+
+def test_a_value_that_stands_for_more_than_fits_in_memory_is_refused_at_once() -> None:
+    nested: object = "x"
+    for _ in range(60):  # 2^60 letters, if it were written out
+        nested = [nested, nested]
+    with pytest.raises(CheckpointError, match=r"classname = \[.{,300} is not a text"):
+        config(classname=nested).text("classname")
+
+
+def test_a_whole_number_may_have_a_least_value() -> None:
+    values = config(layer=0)
+    assert values.integer("layer", least=0) == 0
+    with pytest.raises(CheckpointError, match="from 1 on"):
+        values.integer("layer")

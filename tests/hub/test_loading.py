@@ -23,6 +23,8 @@ from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats import detected
 from sae_lens_crosscoder.manifest import MANIFEST_FILENAME, write_manifest
 
+pytestmark = pytest.mark.filterwarnings("default:.*does not say whether activation scales:UserWarning")
+
 SOURCES = Sources(tuple(Source(label, label, "blocks.0.hook_resid_pre", 16) for label in ("base", "chat")))
 
 
@@ -148,6 +150,30 @@ def test_a_saelens_sae_without_sources_takes_the_callers(own: Path):
         load_crosscoder(own, sources=given[:1])
 
 
+def test_what_is_said_of_our_own_folders_sources_leaves_their_activation_scales(own: Path):
+    config = json.loads((own / "cfg.json").read_text())
+    for source, scale in zip(config["metadata"]["sources"], (0.5, 2.0), strict=True):
+        source["activation_scale"] = scale
+    config["metadata"]["token_alignment"] = "character_offsets"
+    (own / "cfg.json").write_text(json.dumps(config))
+    for said in (
+        [{"model_name": "a/base"}, {"label": "it"}],
+        [Source("base", "a/base", SOURCES[0].hook_name, 16), Source("it", "chat", SOURCES[1].hook_name, 16)],
+    ):
+        sources = sources_of(load_crosscoder(own, sources=said))
+        assert [source.model_name for source in sources] == ["a/base", "chat"]
+        assert sources.labels == ["base", "it"]
+        assert sources.activation_scales == [0.5, 2.0]
+        assert sources.token_alignment == "character_offsets"
+    with pytest.raises(ConfigError, match="activation_scale comes with the checkpoint"):
+        load_crosscoder(own, sources=[{"activation_scale": 1.0}, {}])
+
+
+def test_a_revision_of_a_folder_is_refused(own: Path):
+    with pytest.raises(ConfigError, match="has no revision 'v2'"):
+        load_crosscoder(own, revision="v2")
+
+
 def change_config(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**config, **values}))
@@ -215,6 +241,17 @@ def test_convert_leaves_nothing_half_written_where_it_fails(tmp_path: Path):
     with pytest.raises(SaveError, match="failed"):
         convert(made.folder, tmp_path / "file" / "out", **made.options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "theirs"]
+
+
+def test_convert_does_not_put_a_crosscoder_among_the_files_of_another(tmp_path: Path):
+    made = kissane_checkpoint(tmp_path / "theirs")
+    out = convert(made.folder, tmp_path / "out", **made.options)
+    before = (out / "cfg.json").read_bytes()
+    convert(made.folder, out, **made.options)
+    (out / "metrics.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds metrics\.json of another crosscoder"):
+        convert(made.folder, out, scales=[1.0, 1.0])
+    assert (out / "cfg.json").read_bytes() == before
 
 
 def test_a_converted_folder_names_no_path_of_this_machine(tmp_path: Path):

@@ -87,6 +87,29 @@ def test_what_the_folder_does_not_say_is_left_out(folder: Path) -> None:
     assert "### Latents by class" in card
 
 
+def test_what_was_not_measured_is_no_zero_and_no_error(folder: Path) -> None:
+    nothing: dict[str, object] = {"n_tokens": None, "l0": None, "sources": {"base": {"ce_loss_score": None}, "chat": 3}}
+    (folder / "metrics.json").write_text(json.dumps(nothing))
+    assert "### Metrics" not in card_of(folder)
+    (folder / "metrics.json").write_text(json.dumps({**nothing, "l0": 3.0}))
+    assert "L0 3." in card_of(folder).splitlines()
+    for name in ("latents.parquet", "sparsity.safetensors"):
+        (folder / name).unlink()
+    card = card_of(folder)
+    assert "### Latents by class" in card
+    assert "| dead |" not in card
+
+
+def test_a_converted_crosscoder_is_said_to_be_one(folder: Path) -> None:
+    assert "Converted from" not in card_of(folder)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    origin = {"format": "kissane", "repo_id": "ckkissane/<b>diff", "id": None, "revision": None}
+    cfg["metadata"]["converted_from"] = origin
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    expected = "Converted from a checkpoint of another system (format kissane, repo id ckkissane/&#60;b&#62;diff)"
+    assert expected in card_of(folder)
+
+
 def test_a_section_is_replaced_and_what_was_written_by_hand_stays(folder: Path, tmp_path: Path) -> None:
     by_hand = (
         "---\nlicense: mit\nlanguage: en\nbase_model: google/gemma-2-2b\ntags:\n- mine\n---\n\n# Mine\n\nBy hand.\n"
@@ -106,6 +129,15 @@ def test_a_section_is_replaced_and_what_was_written_by_hand_stays(folder: Path, 
     assert metadata["base_model"] == ["google/gemma-2-2b", "google/gemma-2-2b-it"]
     assert metadata["tags"] == ["mine", "saelens", "sparse-autoencoder", "crosscoder", "model-diffing"]
     assert card_of(folder, again) == again
+
+
+def test_a_section_without_its_end_does_not_swallow_what_comes_after_it(folder: Path) -> None:
+    whole = card_of(folder) + "\nBy hand.\n"
+    damaged = whole.replace("<!-- end of crosscoder: first -->", "")
+    again = card_of(folder, card_of(folder, damaged, place=Place("alice/diff", "other")))
+    assert card_of(folder, again) == again
+    assert "By hand." in again
+    assert "<!-- crosscoder: other -->" in again
 
 
 @pytest.mark.parametrize("broken", ["---\nlicense: [\n---\n", "---\n- a\n- list\n---\n"])

@@ -71,6 +71,17 @@ def test_what_is_said_goes_before_what_is_known(hub: LocalHub) -> None:
         load_crosscoder(KISSANE, HOOK, sources=[{"label": "a"}])
 
 
+def test_what_is_known_of_one_crosscoder_is_not_taken_for_another_of_its_repository(hub: LocalHub) -> None:
+    files, _ = kissane_files()
+    hub.add(KISSANE, {path.replace("14", "20"): content for path, content in files.items()} | files)
+    other = HOOK.replace("14", "20")
+    with pytest.raises(ConfigError, match=r"would be wrong for 'blocks\.20"):
+        load_crosscoder("kissane-gemma-2-2b-l14", other)
+    with pytest.raises(ConfigError, match="Pass scales"):
+        load_crosscoder(KISSANE, other)
+    assert load_crosscoder("kissane-gemma-2-2b-l14", HOOK).cfg.metadata.converted_from["id"] == HOOK
+
+
 def test_a_name_that_is_not_known_is_answered_with_the_nearest(hub: LocalHub) -> None:
     with pytest.raises(NotFoundError, match=r"known as 'kissane-gemma'.*no folder or file.*Did you mean"):
         load_crosscoder("kissane-gemma")

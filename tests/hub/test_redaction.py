@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from crosscoder_folders import crosscoder_folder
@@ -131,6 +132,26 @@ def test_a_path_that_cannot_be_taken_out_stops_everything(hub: LocalHub, folder:
     with pytest.raises(ConfigError, match=f"{name} would publish something of this machine"):
         publish_crosscoder(folder, REPO, "first")
     assert hub.requests == []
+
+
+def test_a_path_that_is_spelt_as_html_or_addresses_spell_it_stops_everything(hub: LocalHub, tmp_path: Path) -> None:
+    folder = crosscoder_folder(tmp_path / "mine & secret" / "run")
+    for text in (str(folder).replace("&", "&amp;"), f"file://{quote(str(folder))}"):
+        (folder / "report.html").write_text(f"<p>made in {text}</p>")
+        with pytest.raises(ConfigError, match=r"report.html would publish something of this machine"):
+            publish_crosscoder(folder, REPO, "first", dry_run=True)
+
+
+def test_the_home_folder_in_a_file_stops_everything_but_a_report_may_quote_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("USERPROFILE", "/home/alice")
+    (folder / "report.html").write_text("fires on: cd /home/alice")
+    publish_crosscoder(folder, REPO, "first", dry_run=True)
+    (folder / "metrics.json").write_text('{"l0": 3.0, "note": "made by /home/alice/script.py"}')
+    with pytest.raises(ConfigError, match=r"metrics.json would publish something of this machine"):
+        publish_crosscoder(folder, REPO, "first", dry_run=True)
 
 
 def test_a_path_in_the_header_of_the_weights_stops_everything(hub: LocalHub, folder: Path) -> None:

@@ -10,7 +10,7 @@ from hub_server import Fault, LocalHub
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from sae_lens_crosscoder.errors import ConfigError, DataError, HubError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, DataError, HubError, NotFoundError, SaveError
 from sae_lens_crosscoder.hub import fetch, publish_crosscoder
 from sae_lens_crosscoder.hub.repository import crosscoder_ids
 
@@ -55,6 +55,7 @@ def test_the_crosscoders_of_other_systems_are_told_apart_by_their_files() -> Non
         *("small.pt", "small_cfg.json", "large.pt", "large_cfg.json"),
         *("run/config.json", "run/model_final.pt", "run/checkpoint_100.pt", "run/trainer_config.json"),
         *("crosscode/model.pt", "crosscode/model_cfg.yaml", "only_weights/model.pt", "only_config/config.json"),
+        *("split/model.safetensors.index.json", "split/model-00001-of-00002.safetensors"),
         *("../escaped/cfg.json", "../escaped/cc_weights.pt", "/etc/cfg.json", "/etc/weights.pt", ".git/config.json"),
     ]
     assert crosscoder_ids(paths) == {
@@ -190,6 +191,15 @@ def test_without_a_connection_what_was_fetched_before_is_given(
         fetch(REPO, "inner/second")
     with pytest.raises(HubError, match="connection"):
         fetch("alice/other", "first")
+
+
+def test_a_cache_that_cannot_be_written_to_is_told(
+    published: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(SaveError, match=r"Not a directory: .*choose another folder by HF_HOME"):
+        fetch(REPO, "first")
 
 
 def test_a_hub_that_is_switched_off_is_told_and_the_cache_still_serves(

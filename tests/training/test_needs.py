@@ -25,11 +25,18 @@ def test_the_needs_are_those_of_the_arithmetic(tmp_path: Path) -> None:
     )
     needs = RunNeeds.of(cfg)
     assert needs.weights == 4 * (2 * 32 * 1000 + 1000 + 32)
-    assert needs.buffer == 100 * 16 * 32 * 2
+    assert needs.buffer == (100 + 4) * 16 * 32 * 2
     assert needs.batch == 64 * 32 * 4
     assert needs.checkpoints == 2 + 1 + 1
     assert needs.training == 4 * needs.weights + 3 * needs.batch
     assert RunNeeds.of(run_config(standard_config(), n_checkpoints=4)).checkpoints == 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"prefetch_llm_batches": 3}, {"activations_mixing_fraction": 1.0}], ids=str)
+def test_the_buffer_takes_what_was_told(fields: dict[str, Any]) -> None:
+    cfg = run_config(batchtopk_config(), buffer_dtype="bfloat16", seqpos_slice=(2, 14), **fields)
+    store = CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).activations_store
+    assert RunNeeds.of(cfg).buffer == store.buffer.pool.nbytes
 
 
 def test_a_checkpoint_takes_what_was_told_and_the_weights_too(tmp_path: Path) -> None:

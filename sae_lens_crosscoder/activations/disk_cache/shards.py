@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from sae_lens_crosscoder.errors import DataError
 from sae_lens_crosscoder.files import file_written_aside, write_json
-
-_CHUNK_BYTES = 1 << 22
+from sae_lens_crosscoder.manifest import checksum
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Sha
     path = shard_path(folder, number)
     with file_written_aside(path) as aside:
         save_file(dict(tensors), aside)
-        sha256, n_bytes = _digest(aside), aside.stat().st_size
+        sha256, n_bytes = checksum(aside), aside.stat().st_size
     return ShardEntry(number, sha256, n_bytes, len(tensors["tokens"]))
 
 
@@ -118,7 +116,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
         fault = "is gone"
     elif path.stat().st_size != entry.n_bytes:
         fault = f"has {path.stat().st_size} bytes in place of {entry.n_bytes}"
-    elif _digest(path) != entry.sha256:
+    elif checksum(path) != entry.sha256:
         fault = "was changed: its checksum is not the one it was written with"
     else:
         return
@@ -153,11 +151,3 @@ def read_block(folder: Path, number: int, sequences: slice) -> CacheBlock:
             datasets=file.get_slice("datasets")[sequences].to(torch.long),
             activations=file.get_slice("activations")[first : int(ends[sequences.stop - 1])],
         )
-
-
-def _digest(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-    return sha256.hexdigest()

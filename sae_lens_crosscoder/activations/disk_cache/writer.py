@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +25,12 @@ from sae_lens_crosscoder.activations.disk_cache.shards import (
 )
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
 from sae_lens_crosscoder.errors import ConfigError, SaveError
+from sae_lens_crosscoder.files import remove_leftovers
+from sae_lens_crosscoder.resources import free_disk
 
 CACHE_DTYPES = ("float32", "float64", "bfloat16", "float16")
 _GB = 1e9
+_IDLE_SECONDS = 3600  # a shard that another writer is at is written to far more often
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
     """Write this writer's share of the shards that are not yet finished; returns what the cache is made of.
 
     Shard i holds the same sequences whoever writes it, so a cache that several writers made is that of one, and a
-    writer that was stopped goes on when it is called again. The number of writers may change in between.
+    writer that was stopped goes on when it is called again. The number of writers may change in between. What a killed
+    writer left half-written is removed: at once if there is one writer, after an hour if there are several.
 
     Raises:
         SaveError: The disk has not the room for what is missing, or refused a write.
@@ -96,6 +99,7 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
     description = describe_cache(store, request)
     description.check_continues(place)
     done = {entry.number for entry in finished(place, description.fingerprint).shards if is_whole(place, entry)}
+    remove_leftovers(place, 0 if request.world_size == 1 else _IDLE_SECONDS)
     _check_room(place, description, len(done))
     description.save(place)
     manifest_file = manifest_path(place, request.rank)
@@ -130,11 +134,10 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
 def _check_room(folder: Path, description: CacheDescription, n_done: int) -> None:
     n_missing = max(0, description.n_sequences - n_done * description.n_sequences_a_shard)
     needed = n_missing * description.n_bytes_a_sequence
-    nearest = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(nearest).free
+    free = free_disk(folder)
     told = (
         f"{needed / _GB:,.3f} GB for {n_missing:,} sequences of {description.n_bytes_a_sequence:,} bytes "
-        f"({description.dtype}); {free / _GB:,.3f} GB are free at {nearest}"
+        f"({description.dtype}); {free / _GB:,.3f} GB are free at {folder}"
     )
     if needed > free:
         raise SaveError(

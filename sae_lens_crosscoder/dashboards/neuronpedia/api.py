@@ -120,12 +120,13 @@ class NeuronpediaApi:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise TryLaterError(f"{self.base_url} could not be reached: {type(reason).__name__}: {reason}") from None
+            said = self._key.hidden_in(f"{type(reason).__name__}: {reason}")
+            raise TryLaterError(f"{self.base_url} could not be reached: {said}") from None
         except ValueError as error:
             raise TryLaterError(f"{self.base_url} gave an answer that is no JSON: {first_line(error)}") from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        said = self._key.hidden_in(_message(error))
+        said = _message(error, self._key)
         if error.code in _LATER:
             wait = error.headers.get("Retry-After", "")
             return TryLaterError(
@@ -134,7 +135,7 @@ class NeuronpediaApi:
                 may_have_arrived=error.code != _TOO_MANY_REQUESTS,
             )
         if 300 <= error.code < 400:
-            place = error.headers.get("Location", "elsewhere")
+            place = self._key.hidden_in(error.headers.get("Location", "elsewhere"))
             return UploadError(f"{self.base_url} redirects to {place}. Give that address, without /api, as --base-url.")
         advice = {
             400: "The payload breaks a rule that the service has and neuronpedia-validate has not.",
@@ -155,9 +156,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _message(error: urllib.error.HTTPError, key: ApiKey) -> str:
     try:
-        text = error.read(2_000).decode("utf-8", "replace")
+        # Before anything is cut off: half a key is no key that can be found and hidden.
+        text = key.hidden_in(error.read(2_000).decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException):
         text = ""
     try:

@@ -22,7 +22,7 @@ from sae_lens_crosscoder.hub.formats.dictionary_learning import (
     take_normaliser,
     take_threshold,
 )
-from sae_lens_crosscoder.hub.formats.science_of_finetuning import layer_output
+from sae_lens_crosscoder.hub.formats.hook_points import layer_output
 from sae_lens_crosscoder.hub.options import ReadOptions
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 

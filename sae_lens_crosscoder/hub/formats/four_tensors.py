@@ -52,6 +52,14 @@ def readable_config(folder: CheckpointFolder, name: str) -> ConfigValues | None:
         return None
 
 
+def read_four(folder: CheckpointFolder, weights: str, config: ConfigValues) -> tuple[TensorTable, dict[str, Any]]:
+    """The table of a weights file that holds the four tensors and nothing else, and what `take_four` took of it."""
+    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
+    taken = take_four(table, config)
+    table.check_all_taken()
+    return table, taken
+
+
 def take_four(table: TensorTable, config: ConfigValues) -> dict[str, Any]:
     """The weights flattened over sources, as arguments of `CrosscoderWeights`; the configuration's sizes must agree."""
     W_enc = table.take("W_enc", "sources", "d", "latents")

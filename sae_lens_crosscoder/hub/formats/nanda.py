@@ -10,9 +10,8 @@ import warnings
 
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, relu_crosscoder, take_four
+from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, read_four, relu_crosscoder
 from sae_lens_crosscoder.hub.options import UNKNOWN, ReadOptions
-from sae_lens_crosscoder.hub.tensor_table import TensorTable
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
 
@@ -26,9 +25,7 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     """The crosscoder over raw activations."""
     weights, config_name = only_pair(folder)
     config = folder.config(config_name)
-    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
-    taken = take_four(table, config)
-    table.check_all_taken()
+    table, taken = read_four(folder, weights, config)
     n = table.size("sources")
     scales = None
     if options.scales is not None or weights.removesuffix(".pt").isdigit():

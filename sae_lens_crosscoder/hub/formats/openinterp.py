@@ -11,6 +11,7 @@ from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.config_values import ConfigValues
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
 from sae_lens_crosscoder.hub.formats.four_tensors import take_four
+from sae_lens_crosscoder.hub.formats.hook_points import layer_output
 from sae_lens_crosscoder.hub.options import UNKNOWN, ReadOptions
 from sae_lens_crosscoder.hub.tensor_table import TensorTable
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights, InputNormaliser, JumpReLU
@@ -38,7 +39,7 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
             "label": label,
             "d_in": table.size("d"),
             "model_name": config.text(f"{label}_model", UNKNOWN),
-            "hook_name": f"blocks.{config.values['layer']}.hook_resid_post" if "layer" in config else UNKNOWN,
+            "hook_name": layer_output(config),
         }
         for label in ("base", "chat")
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sae_lens_crosscoder.errors import CheckpointError, SourceError, first_line
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
 from sae_lens_crosscoder.hub.options import ReadOptions
-from sae_lens_crosscoder.sources import Sources
+from sae_lens_crosscoder.sources import Source, Sources
 
 
 def detect(folder: CheckpointFolder) -> bool:
@@ -49,9 +50,7 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> SAE[Any]:
 def _set_sources(sae: SAE[Any], options: ReadOptions) -> None:
     metadata = sae.cfg.metadata
     if options.sources is not None:
-        combine = metadata.combine or "concat"
-        sources = Sources.from_dicts(options.sources, combine, metadata.token_alignment or "same_ids")
-        for name, value in sources.to_metadata().items():
+        for name, value in _joined_sources(metadata, options).to_metadata().items():
             metadata[name] = value
     sources = Sources.from_metadata(metadata)
     if sources.d_in != sae.cfg.d_in:
@@ -59,6 +58,16 @@ def _set_sources(sae: SAE[Any], options: ReadOptions) -> None:
             f"The sources {', '.join(sources.labels)} are {sources.d_in} wide together, but the SAE takes "
             f"{sae.cfg.d_in}."
         )
+
+
+def _joined_sources(metadata: Any, options: ReadOptions) -> Sources:
+    """What the caller says over what the SAE's metadata say; the caller's alone if those name no sources."""
+    if metadata.sources is None:
+        given = [source.to_dict() if isinstance(source, Source) else source for source in options.sources or ()]
+        return Sources.from_dicts(given, metadata.combine or "concat", metadata.token_alignment or "same_ids")
+    own = Sources.from_metadata(metadata)
+    joined = options.joined_sources([source.to_dict() for source in own], own.combine)
+    return replace(joined, token_alignment=own.token_alignment)
 
 
 SAELENS = CheckpointFormat("saelens", "cfg.json + sae_weights.safetensors", detect, read)

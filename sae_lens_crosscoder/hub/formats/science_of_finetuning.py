@@ -7,7 +7,7 @@ are the f_j that are decoded, not the f_j c_j that the system calls scaled.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from sae_lens_crosscoder.hub.formats.dictionary_learning import (
     take_normaliser,
     take_threshold,
 )
-from sae_lens_crosscoder.hub.options import UNKNOWN, ReadOptions
+from sae_lens_crosscoder.hub.formats.hook_points import layer_output
+from sae_lens_crosscoder.hub.options import ReadOptions
 from sae_lens_crosscoder.hub.tensor_table import TensorTable
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights, JumpReLU, ReLU
 
@@ -74,11 +75,6 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     )
 
 
-def layer_output(config: ConfigValues) -> str:
-    """The hook point of the layer whose output was read, where the trainer's configuration names it."""
-    return f"blocks.{config.values['layer']}.hook_resid_post" if "layer" in config else UNKNOWN
-
-
 def code_norms(W_dec: Tensor, normalization: str, config: ConfigValues) -> Tensor:
     """c_j, the norm by which a latent's activation is multiplied before selection.
 
@@ -109,7 +105,9 @@ def _encoder(table: TensorTable, config: ConfigValues) -> Tensor:
     W_enc = table.take("encoder.weight", "encoder sources", "d", "latents")
     n, n_read = table.size("sources"), table.size("encoder sources")
     read = config.items("encoder_layers") if "encoder_layers" in config else list(range(n))
-    if len(read) != n_read or len(set(map(str, read))) != n_read or not set(read) <= set(range(n)):
+    # True and 1.0 equal 1, but as indices they mean other things.
+    are_sources = all(type(i) is int and 0 <= i < n for i in read)
+    if not are_sources or not len(read) == len(set(read)) == n_read:
         raise CheckpointError(
             f"{table.file}: the encoder reads {n_read} sources and the decoder writes {n}, but encoder_layers is "
             f"{read}: it is unclear which are read."
@@ -123,10 +121,10 @@ def _code_normalization(table: TensorTable, config: ConfigValues) -> str:
     said = None
     if "code_normalization" in config:
         said = str(config.values["code_normalization"]).rpartition(".")[2].upper()
-        said = CODE_NORMALIZATIONS.get(int(said), said) if said.isdigit() else said
+        said = {str(number): name for number, name in CODE_NORMALIZATIONS.items()}.get(said, said)
     if "code_normalization_id" in table:
         number = table.take_raw("code_normalization_id")
-        name = CODE_NORMALIZATIONS.get(int(number.item())) if number.numel() == 1 and not number.is_complex() else None
+        name = None if number.is_complex() else CODE_NORMALIZATIONS.get(cast("int", number.item()))
         if name is None or said not in (None, name):
             raise CheckpointError(
                 f"{table.file}: code_normalization_id is {number.tolist()} and the configuration says {said}: known "

@@ -1,15 +1,17 @@
 """tom-pollak/crosscoder-through-time: `cc_weights.pt`, `cc_cfg.json` (or numbered pairs), a model at several times.
 
-The crosscoder is that of Kissane et al. for any number of models. It was trained on raw activations.
+The crosscoder is that of Kissane et al. for any number of models. Whether each model's activations were multiplied by
+sqrt(width) / mean norm before it is a setting of the training that the files do not hold.
 """
 
 from __future__ import annotations
 
+import warnings
+
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, relu_crosscoder, take_four
+from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, read_four, relu_crosscoder
 from sae_lens_crosscoder.hub.options import ReadOptions
-from sae_lens_crosscoder.hub.tensor_table import TensorTable
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
 _FILES = ("cc_weights.pt", "cc_cfg.json")
@@ -29,12 +31,18 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     config = folder.config(config_name)
     if config_name not in _FILES:
         config.integer("n_models")  # without it the pair is of Kissane et al. or of Nanda
-    table = TensorTable(str(folder.path / weights), folder.tensors(weights), "W_enc")
-    taken = take_four(table, config)
-    table.check_all_taken()
+    table, taken = read_four(folder, weights, config)
     n = table.size("sources")
     known = [{"label": f"model_{i}", "d_in": table.size("d")} for i in range(n)]
-    scales = None if options.scales is None else options.required_scales(n, "Its activations were scaled")
+    scales = None
+    if options.scales is not None:
+        scales = options.required_scales(n, "Its activations were scaled")
+    else:
+        warnings.warn(
+            f"{config_name} does not say whether activation scales were used in training: none are assumed. If there "
+            "were, pass scales=[...], or codes and norms are wrong.",
+            stacklevel=3,
+        )
     return relu_crosscoder(taken, known, options, scales)
 
 

@@ -19,6 +19,7 @@ EncoderPrecision = Literal["float32", "bfloat16"]
 _ROWS = 256  # of a chunk: enough for the product, few enough for its result to stay in the cache
 _TABLE_ROWS = 1024
 _ALIGNMENT = 32
+_SMALLEST_SQUARED = 2.0**-63  # squares of smaller numbers lose digits
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class PairEncoder:
         inputs = self.x.new_zeros(self.n_rows, self._n_columns, dtype=self._dtype)
         d_in, up = self.x.shape[1], 1 + 2 * self._rounding
         inputs[:, :d_in] = self.x
-        lost, kept = (self.x - inputs[:, :d_in]).norm(dim=1), inputs[:, :d_in].to(self.x.dtype).norm(dim=1)
+        lost, kept = _norms(self.x - inputs[:, :d_in]), _norms(inputs[:, :d_in].to(self.x.dtype))
         inputs[:, d_in] = (lost + self._summation_error * (lost + kept)) * up
         inputs[:, d_in + 1] = kept * up
         inputs[:, d_in + 2 : d_in + 5] = 1
@@ -164,8 +165,8 @@ class PairEncoder:
             exact = self.weights[part] * self.norms[part, None]
             table[part, :d_in] = exact
             if self.is_exact:
-                table[part, d_in] = exact.norm(dim=1) * up
-                table[part, d_in + 1] = exact.sub_(table[part, :d_in]).norm(dim=1) * up
+                table[part, d_in] = _norms(exact) * up
+                table[part, d_in + 1] = _norms(exact.sub_(table[part, :d_in])) * up
         rest = self._biases + self._summation_error * self._biases.abs()
         for column in range(d_in + 2, d_in + 5):  # three parts of the bias hold it to 2^-24
             table[:, column] = rest
@@ -175,6 +176,11 @@ class PairEncoder:
     @cached_property
     def _buffer(self) -> Float[Tensor, " n"]:
         return self.x.new_empty(min(_ROWS, self.n_rows) * self.d_sae, dtype=self._dtype)
+
+
+def _norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Norms that are not below the rows' own, also where a square is too small for float32."""
+    return rows.norm(dim=1) + _SMALLEST_SQUARED * rows.shape[1] ** 0.5
 
 
 def multiplies_bfloat16() -> bool:

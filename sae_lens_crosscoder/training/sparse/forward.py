@@ -15,13 +15,16 @@ from torch import Tensor
 from sae_lens_crosscoder._saelens import TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.training.crosscoder import T_TRAINING_CROSSCODER_CONFIG, TrainingCrosscoder
 from sae_lens_crosscoder.training.sparse.autograd import decode_pairs, encode_pairs
-from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
-from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
+from sae_lens_crosscoder.training.sparse.chunk_encoder import ChunkEncoder
+from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
+from sae_lens_crosscoder.training.sparse.pairs import ActivePairs, blocks_of
+from sae_lens_crosscoder.training.sparse.selection import AnyEncoder
 
 MAX_ACTIVE_SHARE = 0.05
 """Share of all codes up to which the sparse step is the faster one."""
 
-_DEVICES = ("cpu",)
+_DEVICES = ("cpu", "cuda")
+CHUNKED_DEVICES = ("cuda",)  # on which waiting for a number costs more than scoring all pairs in one way
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -39,7 +42,24 @@ class SparseCodes:
     def of(cls, sae: TrainingCrosscoder[T_TRAINING_CROSSCODER_CONFIG], x: Tensor, found: ScoredPairs) -> SparseCodes:
         """The codes of pairs that were found in the encoder's inputs x."""
         pairs = ActivePairs(found.flat, len(x), len(sae.W_dec))
-        return cls(pairs, encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc))
+        # A code is positive, or 0 where fewer are positive than stay: ReLU keeps the gradient from these.
+        return cls(pairs, torch.relu(encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc)))
+
+
+def encoder_of(
+    sae: TrainingCrosscoder[T_TRAINING_CROSSCODER_CONFIG],
+    x: Float[Tensor, "batch d_in"],
+    norms: Float[Tensor, " d_sae"],
+) -> AnyEncoder:
+    """What scores a batch on its device, by decoder norms c, in the precision that is asked for.
+
+    Under autocast in bfloat16 the encoder's product is one of rounded inputs, as with `encoder_precision="bfloat16"`.
+    Decoding and the gradients on pairs stay in the weights' dtype: they are bound by memory, and autocast would round
+    weights that it has to read anyway.
+    """
+    is_rounded = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
+    kind = ChunkEncoder if x.device.type in CHUNKED_DEVICES else PairEncoder
+    return kind(x, sae.W_enc, sae.b_enc, norms, "bfloat16" if is_rounded else sae.cfg.encoder_precision)
 
 
 def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.0) -> str | None:
@@ -56,8 +76,11 @@ def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.
         return f"there are no products on active pairs for {sae.W_dec.device.type}"
     if sae.W_dec.dtype not in _DTYPES:
         return f"pairs are found and scored in float32 or float64, not in {sae.W_dec.dtype}"
-    if torch.is_autocast_enabled(sae.W_dec.device.type):
-        return "autocast rounds the products of the dense step, and the sparse one would give other codes"
+    device = sae.W_dec.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16:
+        return f"codes are rounded to bfloat16, not to autocast's {torch.get_autocast_dtype(device)}"
+    if not sae.training:
+        return "it is not training: codes are those of inference, which a threshold may select"
     if sae_in.ndim != 2:
         return "activations are not one row a token"
     if any(hook.fwd_hooks or hook.bwd_hooks for hook in sae.hook_dict.values()):
@@ -74,8 +97,7 @@ def reconstructions(
     pairs, acts, n_tokens = codes.pairs, codes.acts, codes.pairs.n_rows
     if len(widths) > 1:
         # A token has one row for the latents between two widths, so that each pair is decoded once.
-        ends = torch.tensor(widths, device=pairs.flat.device)
-        block = torch.bucketize(pairs.latents, ends, right=True)
+        block = blocks_of(pairs.latents, widths)
         flat, order = (pairs.flat + block * (n_tokens * pairs.n_latents)).sort()
         pairs, acts = ActivePairs(flat, n_tokens * len(widths), pairs.n_latents), acts[order]
     parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec)).split(n_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,6 +69,17 @@ class ActivePairs:
         return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=True, check_invariants=False)
 
 
+def blocks_of(latents: Int[Tensor, " n"], ends: Sequence[int]) -> Int[Tensor, " n"]:
+    """Number of the block that each latent lies in; block b ends before latent `ends[b]`, and the last holds the rest.
+
+    Compared to the numbers one by one: a tensor of them would have to be copied to the device.
+    """
+    blocks = torch.zeros_like(latents)
+    for end in ends[:-1]:
+        blocks += latents >= end
+    return blocks
+
+
 def _starts(groups: Int[Tensor, " n"], n_groups: int) -> Int[Tensor, " n_groups"]:
-    counts = torch.bincount(groups, minlength=n_groups)
-    return counts.cumsum(0) - counts
+    """Position of the first member of every group; groups never fall. Counting them would make CUDA wait."""
+    return torch.searchsorted(groups, torch.arange(n_groups, device=groups.device))

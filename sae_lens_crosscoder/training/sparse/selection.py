@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from sae_lens_crosscoder.training.parallel.division import Division
+from sae_lens_crosscoder.training.sparse import chunk_selection
+from sae_lens_crosscoder.training.sparse.chunk_encoder import ChunkEncoder
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs
 from sae_lens_crosscoder.training.sparse.ties import largest
+
+AnyEncoder: TypeAlias = PairEncoder | ChunkEncoder
+"""What scores a batch: candidates above a bound, or, where nothing may be read back from the device, all pairs."""
 
 _POOL = 4  # a pool of candidates beyond this multiple of what stays is cut
 _SLACKS = (1.1, 2.0)  # candidates aimed at, by those that stay
@@ -29,17 +35,20 @@ class LargestOfBatch:
         """Score that the next selection starts from."""
         self._slack = 1.25
 
-    def select(self, encoder: PairEncoder, latents: slice, n: int) -> ScoredPairs:
-        """The n pairs with the largest positive scores, fewer if fewer are positive, in the order of rows.
+    def select(self, encoder: AnyEncoder, latents: slice, n: int) -> ScoredPairs:
+        """The n pairs with the largest positive scores, in the order of rows.
+
+        If fewer are positive, there are fewer pairs or, from a `ChunkEncoder`, some of score 0.
 
         Args:
             encoder: Scores the pairs of the batch.
             latents: The latents that are selected among.
             n: Pairs that stay.
         """
-        if latents.stop == latents.start:
-            none = encoder.x.new_empty(0)
-            return ScoredPairs(none.long(), none, none)
+        if isinstance(encoder, ChunkEncoder):
+            return chunk_selection.largest_of_batch(encoder, latents, n)
+        if n < 1:
+            return _scored(encoder, [])
         for start in (self.start, 0.7 * self.start, 0.0):
             pool, bound = self._above(encoder, latents, n, start)
             n_reached = int((pool.scores >= bound).sum())
@@ -95,12 +104,16 @@ class _Pool:
         return self._scored
 
 
-def largest_of_rows(encoder: PairEncoder, k: int) -> ScoredPairs:
-    """The k pairs of every row with the largest positive scores, fewer if fewer are positive, in the order of rows.
+def largest_of_rows(encoder: AnyEncoder, k: int) -> ScoredPairs:
+    """The k pairs of every row with the largest positive scores, in the order of rows.
+
+    If fewer are positive, there are fewer pairs or, from a `ChunkEncoder`, some of score 0.
 
     The k-th largest of the maxima of groups of latents is reached by at least k bounds; a score lies below its bound by
     no more than the encoder's slack. What that leaves is reached by at least k scores of the row.
     """
+    if isinstance(encoder, ChunkEncoder):
+        return chunk_selection.largest_of_rows(encoder, k)
     latents = slice(0, encoder.d_sae)
     n_grouped = max(1, encoder.d_sae // (4 * k))
     found: list[tuple[Tensor, Tensor]] = []
@@ -113,7 +126,7 @@ def largest_of_rows(encoder: PairEncoder, k: int) -> ScoredPairs:
     return scored.where(_largest_of_each(scored, encoder, k))
 
 
-def largest_of_ranks(found: ScoredPairs, encoder: PairEncoder, division: Division, k: int) -> ScoredPairs:
+def largest_of_ranks(found: ScoredPairs, encoder: AnyEncoder, division: Division, k: int) -> ScoredPairs:
     """The pairs that are among the k largest of their row on all ranks, out of the k largest on this one."""
     rows = found.flat // encoder.d_sae
     counts = torch.bincount(rows, minlength=encoder.n_rows)
@@ -123,11 +136,13 @@ def largest_of_ranks(found: ScoredPairs, encoder: PairEncoder, division: Divisio
     return found.where(division.largest_of_rows(scores, k)[rows, column])
 
 
-def positive_pairs(encoder: PairEncoder, max_share: float) -> ScoredPairs | None:
+def positive_pairs(encoder: AnyEncoder, max_share: float) -> ScoredPairs | None:
     """All pairs with a positive score, in the order of rows; None if they are more than a share of all pairs.
 
     The first chunk mostly says so, so that a dense batch costs little here.
     """
+    if isinstance(encoder, ChunkEncoder):
+        return chunk_selection.positive_pairs(encoder, max_share)
     latents = slice(0, encoder.d_sae)
     found: list[tuple[Tensor, Tensor]] = []
     n_found = 0

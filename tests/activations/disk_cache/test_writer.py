@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -162,8 +164,19 @@ def test_a_cache_is_read_while_another_process_writes_it_which_is_killed_and_goe
     again.join()
     assert torch.equal(torch.cat([block.tokens for block in found]), torch.tensor(token_dataset(40)["input_ids"][:]))
     cache_of(tmp_path / "unbroken", paired_store())
-    left = {name: content for name, content in files_of(folder).items() if not name.endswith(".tmp")}
-    assert left == files_of(tmp_path / "unbroken")
+    assert files_of(folder) == files_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(("n_writers", "age_seconds", "stays"), [(1, 0, False), (2, 0, True), (2, 7200, False)])
+def test_what_a_killed_writer_left_is_removed_and_what_another_is_writing_is_not(
+    tmp_path: Path, n_writers: int, age_seconds: int, stays: bool
+):
+    left = tmp_path / f".{uuid.uuid4().hex}.tmp"
+    left.write_bytes(b"half a shard")
+    changed = time.time() - age_seconds
+    os.utime(left, (changed, changed))
+    cache_of(tmp_path, paired_store(), world_size=n_writers)
+    assert left.exists() == stays
 
 
 # ------------------------------------------------------------------------------------------- size

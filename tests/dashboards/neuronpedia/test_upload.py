@@ -189,9 +189,16 @@ def test_the_key_shows_nowhere(
     server.answer = "I was sent sk-np-wrong"
     with pytest.raises(UploadError, match=r"I was sent \[API key\]") as failed:
         upload(payloads, key, server, waits)
+    server.plan = [302]
+    server.headers = {"Location": "https://elsewhere.org/?key=sk-np-wrong"}
+    with pytest.raises(UploadError, match=r"elsewhere.org/\?key=\[API key\]") as redirected:
+        upload(payloads, key, server, waits)
+    server.plan = ["babble"] * 4
+    with pytest.raises(UploadError, match=r"sent \[API key\]") as babbled:
+        upload(payloads, key, server, waits)
     printed = capfd.readouterr()
     written = [file.read_text() for file in payloads.rglob("*.json")]
-    traces = ["".join(traceback.format_exception(error.value)) for error in (refused, failed)]
+    traces = ["".join(traceback.format_exception(error.value)) for error in (refused, failed, redirected, babbled)]
     shown = [*traces, repr(key), str(key)]
     assert not [text for text in [*written, *shown, *printed] if "sk-np-wrong" in text]
 

@@ -12,6 +12,7 @@ from foreign_checkpoints import kissane as kissane_checkpoint
 from foreign_checkpoints import load, sources_of
 from foreign_checkpoints import nanda as nanda_checkpoint
 from foreign_checkpoints import openinterp as openinterp_checkpoint
+from foreign_checkpoints import through_time as through_time_checkpoint
 
 from sae_lens_crosscoder.errors import CheckpointError, ConfigError
 from sae_lens_crosscoder.hub import load_crosscoder
@@ -66,6 +67,14 @@ def test_nandas_training_checkpoints_need_their_scales(tmp_path: Path):
         load_crosscoder(made.folder)
     sae = load_crosscoder(made.folder, scales=[1.0, 2.0, 4.0])
     assert sources_of(sae).activation_scales == [1.0, 2.0, 4.0]
+
+
+def test_crosscoders_through_time_are_taken_as_unscaled_with_a_warning_unless_scales_are_given(tmp_path: Path):
+    made = through_time_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="does not say whether activation scales were used"):
+        sae = load_crosscoder(made.folder)
+    made.same_numbers(sae)
+    assert sources_of(load_crosscoder(made.folder, scales=[1.0, 2.0, 4.0, 8.0])).activation_scales == [1, 2, 4, 8]
 
 
 def test_openinterps_own_scales_are_used_and_others_refused(tmp_path: Path):

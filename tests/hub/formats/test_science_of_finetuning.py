@@ -87,6 +87,13 @@ REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "two thresholds": ({"threshold": torch.ones(2)}, {}, "one number"),
     "an endless threshold": ({"threshold": torch.tensor(math.inf)}, {}, "NaN or infinite"),
     "an unknown code normalisation": ({"code_normalization_id": torch.tensor(7)}, {}, "code_normalization_id is 7"),
+    "a code normalisation that is no number": (
+        {"code_normalization_id": torch.tensor(math.nan)},
+        {},
+        "code_normalization_id is nan",
+    ),
+    "a code normalisation between two": ({"code_normalization_id": torch.tensor(1.5)}, {}, "code_normalization_id is"),
+    "a code normalisation of odd digits": ({}, {"code_normalization": "²"}, "both must agree"),
     "two code normalisations": ({"code_normalization_id": torch.tensor(2)}, {}, "both must agree"),
     "a class without a threshold": ({}, {"dict_class": "CrossCoder"}, "do not belong together"),
     "a k without a threshold": ({"threshold": None}, {"k": 4}, "has no threshold"),
@@ -95,6 +102,9 @@ REFUSED_CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a scale that does not fit": ({"activation_global_scale": torch.tensor([1.0, 2.0])}, {}, "do not fit each other"),
     "half a normaliser": ({"activation_mean": torch.zeros(2, D)}, {}, "do not fit each other"),
     "an encoder that reads nothing known": ({}, {"encoder_layers": [0, 0]}, "unclear which are read"),
+    "lists of sources": ({}, {"encoder_layers": [[0], [1]]}, "unclear which are read"),
+    "truths for sources": ({}, {"encoder_layers": [True, False]}, "unclear which are read"),
+    "a layer that is no number": ({}, {"layer": {"a": 1}}, "layer = .* is not a whole number from 0 on"),
     "a source that is not there": ({}, {"encoder_layers": [0, 5]}, "unclear which are read"),
 }
 

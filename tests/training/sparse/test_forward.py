@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import N_LATENTS, activations, every_layout, gradients, make, step
+from architectures import N_LATENTS, N_TOKENS, activations, every_layout, gradients, make, step
 
 from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder._saelens import TrainStepOutput
@@ -135,6 +135,20 @@ def test_a_batch_without_a_positive_code_trains_the_bias_only(sparse: pytest.Mon
     assert here[1]["b_dec"].abs().min() > 0
 
 
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize(
+    ("fields", "n_tokens"),
+    [({"k": 0.5}, 1), ({"k_start": 0.001, "k_annealing_steps": 10}, N_TOKENS)],
+    ids=["a batch of one", "at the start of annealing"],
+)
+def test_a_k_that_keeps_no_code_of_a_batch_trains_the_bias_only(
+    sparse: pytest.MonkeyPatch, name: str, fields: dict[str, Any], n_tokens: int
+) -> None:
+    here, there = both_steps(sparse, make(name, [8, 8], **fields), activations([8, 8])[:n_tokens], dead_latents(0))
+    assert_equal_steps(here, there)
+    assert here[0].feature_acts._nnz() == 0
+
+
 @every_sparse
 def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.MonkeyPatch, name: str) -> None:
     x = activations([8, 8])
@@ -142,6 +156,24 @@ def test_rounded_encoder_products_give_nearly_the_same_step(sparse: pytest.Monke
     rounded = step(make(name, [8, 8], encoder_precision="bfloat16"), x)
     assert rounded.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
     assert rounded.loss.item() != exact.loss.item()
+
+
+@pytest.mark.parametrize("devices", [(), ("cpu",)], ids=["bounds", "chunks"])
+@every_sparse
+def test_autocast_rounds_the_products_of_the_encoder_and_nothing_else(
+    sparse: pytest.MonkeyPatch, name: str, devices: tuple[str, ...]
+) -> None:
+    sparse.setattr(forward, "CHUNKED_DEVICES", devices)
+    x = activations([8, 8]).float()
+    expected = step(make(name, [8, 8], dtype="float32", encoder_precision="bfloat16"), x)
+    sae = make(name, [8, 8], dtype="float32")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = step(sae, x)
+    assert output.feature_acts.is_sparse
+    assert output.sae_out.dtype == torch.float32
+    assert torch.equal(output.feature_acts.to_dense(), expected.feature_acts.to_dense())
+    assert torch.equal(output.sae_out, expected.sae_out)
+    assert output.loss.item() != step(sae, x).loss.item()
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -163,12 +195,24 @@ def test_a_step_that_has_to_be_dense_says_why(fields: dict[str, Any], reason: st
     assert reason in found
 
 
-def test_hooks_and_autocast_see_the_dense_step() -> None:
+@every_sparse
+def test_a_crosscoder_that_is_not_training_gives_the_codes_of_inference(sparse: pytest.MonkeyPatch, name: str) -> None:
+    sae, x = make(name, [8, 8]), activations([8, 8])
+    step(sae, x)  # measures a threshold
+    sae.eval()
+    torch.testing.assert_close(step(sae, x).feature_acts, sae.encode(x))
+
+
+def test_hooks_inference_and_autocast_in_float16_see_the_dense_step() -> None:
     sae, x = make("batchtopk", [8, 8], dtype="float32"), torch.zeros(4, 16)
     assert forward.dense_reason(sae, x, 0.01) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert "autocast" in str(forward.dense_reason(sae, x, 0.01))
+        assert forward.dense_reason(sae, x, 0.01) is None
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert "not to autocast's torch.float16" in str(forward.dense_reason(sae, x, 0.01))
     assert "one row a token" in str(forward.dense_reason(sae, x.view(2, 2, 16), 0.01))
+    assert "not training" in str(forward.dense_reason(sae.eval(), x, 0.01))
+    sae.train()
     sae.add_hook("hook_sae_acts_post", lambda acts, hook: acts)
     assert "a hook reads the codes" in str(forward.dense_reason(sae, x, 0.01))
 

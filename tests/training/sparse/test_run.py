@@ -6,59 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import run_config, source
-from sae_lens import SAETrainer, TrainingSAE
+from sae_lens import SAETrainer
+from step_trainers import CONFIGS, batch_of, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_lens_crosscoder import (
-    BatchTopKTrainingCrosscoderConfig,
-    CrosscoderTrainer,
-    MatryoshkaBatchTopKTrainingCrosscoderConfig,
-    SourceScaler,
-    StandardTrainingCrosscoderConfig,
-    TopKTrainingCrosscoderConfig,
-)
-from sae_lens_crosscoder.training import TrainerParts
+from sae_lens_crosscoder.errors import DivergedError
 from sae_lens_crosscoder.training.sparse import forward
-
-CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "topk": (TopKTrainingCrosscoderConfig, {"k": 3}),
-    "batchtopk": (BatchTopKTrainingCrosscoderConfig, {"k": 3, "k_start": 6, "k_annealing_steps": 50}),
-    "matryoshka": (MatryoshkaBatchTopKTrainingCrosscoderConfig, {"k": 3}),
-    "standard": (StandardTrainingCrosscoderConfig, {"l1_coefficient": 0.5}),
-}
-
-
-def trainer(name: str, d_sae: int = 64, batch: int = 64, **fields: Any) -> CrosscoderTrainer:
-    torch.manual_seed(0)
-    config, own = CONFIGS[name]
-    values = {"normalize_activations": "none", "dtype": "float64", "d_in": 24, "d_sae": d_sae, **own, **fields}
-    sae = config(**values)
-    cfg = run_config(
-        sae,
-        sources=[source("base", d_in=12), source("chat", d_in=12)],
-        dtype="float64",
-        training_tokens=batch * 10_000,
-        train_batch_size_tokens=batch,
-        dead_feature_window=10,
-        lr_warm_up_steps=0,
-    )
-    sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
-    return CrosscoderTrainer(
-        cfg.to_sae_trainer_config(),
-        sae,
-        TrainerParts(iter(()), SourceScaler(cfg.joint_sources), cfg.joint_sources),
-    )
-
-
-def batch_of(seed: int, n: int = 64) -> torch.Tensor:
-    """Tokens made of a few of 40 directions, and noise."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(40, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
-    weights = torch.rand(n, 40, dtype=torch.float64, generator=generator)
-    x = (weights * (torch.rand(n, 40, generator=generator) < 0.08)) @ directions
-    return x + 0.1 * torch.randn(n, 24, dtype=torch.float64, generator=generator)
 
 
 def losses(name: str, n_steps: int) -> tuple[list[float], int, int]:
@@ -122,6 +76,20 @@ def test_a_step_holds_no_tensor_of_all_codes(monkeypatch: pytest.MonkeyPatch, na
     with LargestTensor() as seen:
         fitted.step(batch_of(3, n_tokens).float())
     assert seen.n_elements >= n_tokens * d_sae
+
+
+@pytest.mark.parametrize("limit", [1.0, -1.0], ids=["sparse", "dense"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_latent_whose_weights_are_no_number_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: float
+) -> None:
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+    fitted = trainer(name, d_sae=512)
+    fitted.data_provider = iter([batch_of(0), batch_of(1)])
+    with torch.no_grad():
+        fitted.sae.W_enc[:, 3] = torch.nan
+    with pytest.raises(DivergedError, match="diverged by step 1"):
+        fitted.fit()
 
 
 def test_firing_is_counted_alike_on_both_paths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,55 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection_problems import Problem, first_largest, problems
 
 from sae_lens_crosscoder.training.sparse import encoder as encoder_module
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs, true_positions
 from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch, largest_of_rows
 from sae_lens_crosscoder.training.sparse.ties import largest
-
-
-class Problem:
-    """Inputs, weights, biases and norms, and the scores of all pairs in float64."""
-
-    def __init__(self, seed: int, shape: tuple[int, int, int], kind: str) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        n, d, f = shape
-        self.x = torch.randn(n, d, dtype=torch.float64, generator=generator)
-        self.W_enc = torch.randn(f, d, dtype=torch.float64, generator=generator).T
-        self.b_enc = torch.randn(f, dtype=torch.float64, generator=generator)
-        self.norms = torch.rand(f, dtype=torch.float64, generator=generator)
-        if kind == "ties":  # few different numbers, all exact in float64, whatever the order of sums
-            self.x, self.W_enc, self.b_enc = self.x.round(), self.W_enc.round(), self.b_enc.round()
-            self.norms = (2 * self.norms).round()
-        elif kind == "all equal":
-            self.x, self.W_enc = torch.ones_like(self.x), torch.ones_like(self.W_enc)
-            self.b_enc, self.norms = torch.zeros_like(self.b_enc), torch.ones_like(self.norms)
-        elif kind == "few positive":
-            self.b_enc = self.b_enc - 2 * d**0.5
-        elif kind == "none positive":
-            self.b_enc = self.b_enc - 1e3
-        elif kind == "uneven rows":
-            self.x = self.x * (10 ** torch.linspace(-3, 3, n, dtype=torch.float64))[:, None]
-        self.scores = torch.relu(self.x @ self.W_enc + self.b_enc) * self.norms
-
-    def encoder(self) -> PairEncoder:
-        return PairEncoder(self.x, self.W_enc, self.b_enc, self.norms)
-
-
-KINDS = ("random", "ties", "all equal", "few positive", "none positive", "uneven rows")
-problems = st.builds(
-    Problem,
-    st.integers(0, 10_000),
-    st.sampled_from([(5, 3, 8), (40, 6, 21), (300, 4, 12), (17, 9, 64)]),
-    st.sampled_from(KINDS),
-)
-
-
-def first_largest(scores: torch.Tensor, k: int) -> list[int]:
-    """Positions of the k largest positive numbers, of equal ones the first."""
-    values = scores.tolist()
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    return sorted(i for i in order[:k] if values[i] > 0)
 
 
 @given(problems, st.integers(1, 60), st.sampled_from([0.0, 1e-9, 0.5, 3.0, 1e6]))
@@ -104,6 +61,20 @@ def test_a_screened_bound_is_never_below_the_score(dtype: torch.dtype, problem: 
         bounds = encoder.screen(rows, everything).double()
         scores = problem.scores[rows]
         assert (bounds * (1 + 2 * encoder._rounding) >= scores * (1 - 1e-12)).logical_or(scores == 0).all()
+
+
+@pytest.mark.parametrize(("of_inputs", "of_weights"), [(1e11, 1e-23), (1e-21, 1e11), (1e-12, 1e-12), (1e15, 1e15)])
+def test_a_bound_holds_where_squares_are_too_small_for_float32(of_inputs: float, of_weights: float) -> None:
+    for seed in range(20):
+        problem = Problem(seed, (17, 9, 64), "random")
+        x, W_enc = (problem.x * of_inputs).float(), (problem.W_enc * of_weights).float()
+        b_enc, norms = torch.zeros(64), torch.ones(64)
+        scores = torch.relu(x.double() @ W_enc.double())
+        for dtype in (torch.float32, torch.bfloat16):
+            encoder = PairEncoder(x, W_enc, b_enc, norms)
+            encoder._dtype, encoder._rounding = dtype, torch.finfo(dtype).eps / 2
+            bounds = encoder.screen(slice(0, 17), slice(0, 64)).double()
+            assert (bounds * (1 + 2 * encoder._rounding) >= scores).logical_or(scores == 0).all()
 
 
 def test_a_long_batch_is_cut_while_it_is_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:

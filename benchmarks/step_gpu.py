@@ -100,7 +100,7 @@ def _peak_mb(contender: Contender, x: torch.Tensor) -> float | None:
 def host_waits(contender: Contender, data: list[torch.Tensor], trace_file: Path | None = None) -> float:
     """How often a step waits for the device on average, and the trace, for chrome://tracing, if asked for."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * data[0].is_cuda
-    with profile(activities=activities) as trace:
+    with profile(activities=activities, acc_events=True) as trace:
         for _, x in zip(range(N_TRACED), itertools.cycle(data), strict=False):
             with record_function(_STEP):
                 contender.step(x)

@@ -15,7 +15,7 @@ from sae_lens_crosscoder.sources import Sources
 def check_finite(
     parts: Sequence[Float[Tensor, "n_rows _d_part"]],
     keep: Bool[Tensor, " n_rows"],
-    tokens: Int[Tensor, "..."],
+    tokens: Int[Tensor, "batch pos"],
     sources: Sources,
 ) -> None:
     """Look at the rows of one forward pass that are trained on.

@@ -248,7 +248,7 @@ class PairedActivationsStore(ActivationsStore):
             # A data set whose position was loaded begins there in the epoch of that position, and anew in every other.
             cast(IterableDataset, self.dataset).set_epoch(n_epochs_finished)
 
-    def _kept_rows(self, tokens: Int[Tensor, "..."], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
+    def _kept_rows(self, tokens: Int[Tensor, "batch pos"], parts: Sequence[Tensor]) -> Int[Tensor, " n_kept"] | None:
         """The rows that stay; None if all do."""
         keep = torch.ones(len(parts[0]), dtype=torch.bool)
         if self.exclude_special_tokens is not None:

@@ -72,13 +72,15 @@ class LinearDecoder:
             )
         weights = sae.W_dec.detach()
         d_sae, d_in = weights.shape
+        parts = torch.arange(d_in).split(_N_OUTPUTS_AT_ONCE)
         with torch.inference_mode(False), torch.enable_grad():
-            columns = [_columns(sae, outputs) for outputs in torch.arange(d_in).split(_N_OUTPUTS_AT_ONCE)]
-        directions = torch.cat(columns).T
+            # The SAE's own tensor where it is the same, with no second one meanwhile: a decoder may have gigabytes.
+            is_plain = all(torch.equal(_columns(sae, outputs), weights.T[outputs]) for outputs in parts)
+            directions = (
+                weights if is_plain else torch.cat([_columns(sae, outputs) for outputs in parts]).T.contiguous()
+            )
         bias = sae.decode(weights.new_zeros(1, d_sae)).detach()[0]
         dtype = torch.promote_types(weights.dtype, torch.float32)
-        # The SAE's own tensor where it is the same: a decoder may have gigabytes.
-        directions = weights if torch.equal(directions, weights) else directions.contiguous()
         return cls(directions.to(dtype), bias.to(dtype))
 
     def reconstruct(self, active: ActiveLatents) -> Float[Tensor, "n_rows d_in"]:

@@ -43,7 +43,7 @@ def test_waits_are_counted_inside_steps_only(monkeypatch: pytest.MonkeyPatch) ->
         def events(self) -> list[Any]:
             return events
 
-    monkeypatch.setattr(step_gpu, "profile", lambda activities: Trace())
+    monkeypatch.setattr(step_gpu, "profile", lambda **options: Trace())
     contender: Any = SimpleNamespace(step=lambda x: None)
     assert host_waits(contender, [torch.zeros(1)]) == 2 / step_gpu.N_TRACED
 

@@ -86,14 +86,26 @@ def test_a_store_that_was_saved_while_a_thread_ran_ahead_goes_on_with_the_next_b
 
 
 def test_while_paused_the_thread_does_nothing():
-    store = paired_store(n_ahead_prompts=12)
+    store = paired_store(n_ahead_prompts=200)
+    add_pass, n_passes = store.add_pass, [0]
+
+    def slow(is_stopped: Callable[[], bool]) -> None:
+        n_passes[0] += 1
+        time.sleep(0.02)
+        add_pass(is_stopped)
+
+    store.add_pass = slow  # type: ignore[method-assign, assignment]
     batches = TrainingBatches(store, in_background=True)
     try:
+        wait_until(lambda: n_passes[0] > 0)
+        n_before = n_passes[0]
         with batches.paused():
-            n_read = store.n_dataset_processed
-            time.sleep(0.05)
-            assert store.n_dataset_processed == n_read
-        wait_until(lambda: not store.buffer.has_room)
+            n_paused, n_read = n_passes[0], store.n_dataset_processed
+            assert n_paused <= n_before + 1  # the pass that the thread was in
+            time.sleep(0.1)
+            assert (n_passes[0], store.n_dataset_processed) == (n_paused, n_read)
+            assert store.buffer.has_room
+        wait_until(lambda: n_passes[0] > n_paused)
     finally:
         batches.close()
 

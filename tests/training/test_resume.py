@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,32 @@ def test_a_run_that_ends_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: 
         runner.run()
     assert "broken" in [frame.name for frame in caught.traceback]
     assert threads() == []
+
+
+def test_harvesting_pauses_while_a_checkpoint_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harvest, save = PairedActivationsStore.harvest, PairedActivationsStore.save
+    n_inside = [0]
+    seen: list[int] = []
+
+    def slow(self: PairedActivationsStore, tokens: torch.Tensor) -> list[torch.Tensor]:
+        n_inside[0] += 1
+        time.sleep(0.01)
+        activations = harvest(self, tokens)
+        n_inside[0] -= 1
+        return activations
+
+    def watching(self: PairedActivationsStore, file_path: str) -> None:
+        n_read = self.n_dataset_processed
+        for _ in range(20):
+            seen.append(n_inside[0] + self.n_dataset_processed - n_read)
+            time.sleep(0.005)
+        save(self, file_path)
+
+    monkeypatch.setattr(PairedActivationsStore, "harvest", slow)
+    monkeypatch.setattr(PairedActivationsStore, "save", watching)
+    cfg = run_config(batchtopk_config(), tmp_path, prefetch_llm_batches=200, n_checkpoints=1)
+    CrosscoderTrainingRunner(cfg, token_dataset(90), tiny_pair()).run()
+    assert seen == [0] * 20
 
 
 def flip_a_bit(path: Path) -> None:

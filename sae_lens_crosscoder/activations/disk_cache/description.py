@@ -121,7 +121,7 @@ class CacheDescription:
             _raise_if_different(folder, there, dataclasses.asdict(self), "this command", advice)
 
     def save(self, folder: Path) -> None:
-        """Write `cache.json`. Writers that begin at the same time write the same, or one of them is refused."""
+        """Write `cache.json`; of writers that begin at once with different ones, readers refuse all but the last."""
         write_json(folder / DESCRIPTION_FILENAME, {"format": _FORMAT, **dataclasses.asdict(self)})
 
     def check_readable(self, folder: str | Path, origin: Mapping[str, Any], n_eval_sequences: int) -> None:

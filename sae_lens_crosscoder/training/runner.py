@@ -8,12 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import signal
-import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -61,6 +57,7 @@ from sae_lens_crosscoder.training.parallel.weights import divide
 from sae_lens_crosscoder.training.parent import Parent, load_parent, load_training_sae
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
+from sae_lens_crosscoder.training.signals import stops_on_signal
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
 logger = logging.getLogger(__name__)
@@ -178,7 +175,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             if checkpoint is not None:
                 trainer.load_trainer_state(checkpoint)
             self._compile_sae_if_needed()
-            with _stops_on_signal(trainer):
+            with stops_on_signal(trainer):
                 sae = self._fit(trainer)
         finally:
             batches.close()
@@ -393,24 +390,3 @@ def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any]) -> None:
             cfg.resume_from_checkpoint, cfg.checkpoint_path = str(found), str(found.parent)
     elif cfg.resume_from_checkpoint is not None:
         check_checkpoint(cfg.resume_from_checkpoint)
-
-
-@contextmanager
-def _stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
-    """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals can only be handled in the main thread
-        return
-
-    def request_stop(number: int, _frame: FrameType | None) -> None:
-        if trainer.stop_requested:  # asked twice: stop at once, without saving
-            signal.signal(number, previous[signal.Signals(number)])
-            signal.raise_signal(number)
-        trainer.stop_requested = True
-
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

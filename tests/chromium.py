@@ -176,8 +176,9 @@ class Chromium:
     def _note(self, method: str, params: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif (method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert")) or method in (
-            "Runtime.exceptionThrown",
-            "Log.entryAdded",
+        elif (
+            method == "Runtime.exceptionThrown"
+            or (method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"))
+            or (method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"))
         ):
             self.problems.append(json.dumps(params)[:600])

@@ -25,6 +25,17 @@ _LAUNCH = (
 )
 _TIMEOUT_S = 30.0
 
+_BETWEEN_PAGES = (
+    "navigated or closed",
+    "context was destroyed",
+    "Cannot find context",
+    "Cannot find default execution",
+)
+
+
+class BetweenPagesError(AssertionError):
+    """What was asked of a page that had just given way to another."""
+
 
 class Chromium:
     """One page of one browser. `problems` gathers console errors, exceptions and refused policies; `requests` all URLs.
@@ -71,6 +82,8 @@ class Chromium:
         while True:
             answer = self._receive()
             if answer.get("id") == self._n_calls:
+                if any(words in str(answer.get("error")) for words in _BETWEEN_PAGES):
+                    raise BetweenPagesError(answer["error"])
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
 
@@ -91,8 +104,15 @@ class Chromium:
         return result["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Return as soon as the expression is true."""
-        self.until(lambda: self.run(expression), expression)
+        """Return as soon as the expression is true; while one page gives way to the next, nothing is."""
+
+        def is_true() -> bool:
+            try:
+                return bool(self.run(expression))
+            except BetweenPagesError:
+                return False
+
+        self.until(is_true, expression)
 
     def until(self, holds: Callable[[], Any], what: str) -> None:
         end = time.perf_counter() + _TIMEOUT_S
@@ -156,8 +176,9 @@ class Chromium:
     def _note(self, method: str, params: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
-        elif (method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert")) or method in (
-            "Runtime.exceptionThrown",
-            "Log.entryAdded",
+        elif (
+            method == "Runtime.exceptionThrown"
+            or (method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"))
+            or (method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"))
         ):
             self.problems.append(json.dumps(params)[:600])

@@ -27,14 +27,13 @@ def add(commands: Commands) -> None:
         "dashboard", help="show single latents with every model's logits side by side", description=_DESCRIPTION
     )
     flag = parser.add_argument
-    flag("path", type=Path, help="folder of a crosscoder")
+    parser.add_crosscoder()
     flag("--latents", metavar="LIST", help="which latents, such as 1,2,5-9; or all")
     flag("--top", type=int, metavar="N", help="the N latents with the largest values of --by")
     flag("--by", metavar="COLUMN", help="column that --top goes by; default relative_norm")
     flag("--ascending", action="store_true", help="--top takes the smallest values")
     flag("--diff", type=Path, metavar="DIR", help="folder that `diff` wrote to; default PATH")
     flag("--out", type=Path, help="folder to write to; default PATH/dashboards")
-    flag("--device", default="cpu", help="device of the models and the crosscoder")
     flag("--budget-tokens", type=int, help="tokens that latents are read on; default 262,144")
     flag("--n-latents-per-page", type=int, help="latents of one page; default 128")
     flag("--fold-final-norm", action="store_true", default=None, help="put the final norm's weights into the logits")

@@ -25,11 +25,9 @@ def add(commands: Commands) -> None:
         "diff", help="show what differs between the models, and whether it is real", description=_DESCRIPTION
     )
     flag = parser.add_argument
-    flag("path", type=Path, help="folder of a crosscoder")
+    parser.add_crosscoder()
     flag("--out", type=Path, help="folder to write to; default PATH")
-    flag("--device", default="cpu", help="device of the models and the crosscoder")
-    flag("--base", metavar="LABEL", help="the base model; default the first source")
-    flag("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
+    parser.add_pair()
     flag("--budget-tokens", type=int, help="tokens that latents are read on; default 1,000,000")
     flag("--kl-budget-tokens", type=int, help="tokens that KL is attributed on; default 65,536")
     flag("--causal-budget-tokens", type=int, help="tokens of the causal tests; default 16,384")

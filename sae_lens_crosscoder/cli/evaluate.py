@@ -19,9 +19,8 @@ such as --n_eval_batches or --datasets, can be changed by flags."""
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("eval", help="measure a crosscoder on its models", description=_DESCRIPTION)
-    parser.add_argument("path", type=Path, help="folder of a crosscoder")
+    parser.add_crosscoder()
     parser.add_argument("--out", type=Path, help="JSON file to write; default PATH/evaluation.json")
-    parser.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
     parser.runs(_eval, takes_fields=True)
 
 

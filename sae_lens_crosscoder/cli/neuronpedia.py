@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "neuronpedia", help="export dashboards for Neuronpedia, one source for each model", description=_EXPORT
     )
     flag = export.add_argument
-    flag("path", type=Path, help="folder of a crosscoder")
+    export.add_crosscoder()
     flag("--out", type=Path, required=True, help="folder to write to")
     flag("--release", required=True, help="name of the release on Neuronpedia")
     flag("--creator-name", required=True, help="who made the crosscoder")
@@ -48,7 +48,6 @@ def add(commands: Commands) -> None:
     flag("--layer", action="append", default=[], metavar="LABEL=N", help="a layer that the hook's name does not tell")
     flag("--latents", metavar="LIST", default="all", help="which latents, such as 1,2,5-9; default all")
     flag("--batches", type=Path, metavar="DIR", help="folder with a folder of sae-dashboard's batches for each label")
-    flag("--device", default="cpu", help="device of the models and the crosscoder")
     flag("--budget-tokens", type=int, help="tokens that latents are read on; default 262,144")
     export.runs(_export, takes_fields=True, when_stopped="Called again, it goes on after the last finished batch.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_crosscoder.errors import ConfigError
@@ -28,6 +29,16 @@ class CommandParser(argparse.ArgumentParser):
         action = super().add_argument(*names, **options)
         self.own_flags.extend(action.option_strings)
         return action
+
+    def add_crosscoder(self) -> None:
+        """Add the folder of a crosscoder, and the device that it is read on with its models."""
+        self.add_argument("path", type=Path, help="folder of a crosscoder")
+        self.add_argument("--device", default="cpu", help="device of the models and the crosscoder")
+
+    def add_pair(self) -> None:
+        """Add the labels of the two models that are compared."""
+        self.add_argument("--base", metavar="LABEL", help="the base model; default the first source")
+        self.add_argument("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
 
     def runs(
         self, command: Callable[[argparse.Namespace], None], *, takes_fields: bool = False, when_stopped: str = ""

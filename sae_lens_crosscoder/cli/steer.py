@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.cli.parser import given
@@ -23,16 +22,14 @@ def add(commands: Commands) -> None:
         "steer", help="what the models say with latents added or removed", description=_DESCRIPTION
     )
     flag = parser.add_argument
-    flag("path", type=Path, help="folder of a crosscoder")
+    parser.add_crosscoder()
     flag("--prompt", action="append", required=True, help="text that is continued; may be given several times")
     flag("--add", action="append", default=[], type=_strength, metavar="LATENT=ACTIVATION", help="latent to add")
     flag("--remove", action="append", default=[], type=int, metavar="LATENT", help="latent to remove")
     flag("--max-new-tokens", type=int, default=32, help="tokens that are added; default 32")
     flag("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
     flag("--seed", type=int, default=0, help="seed of the draws")
-    flag("--device", default="cpu", help="device of the models and the crosscoder")
-    flag("--base", metavar="LABEL", help="the base model; default the first source")
-    flag("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
+    parser.add_pair()
     parser.runs(_steer)
 
 

@@ -20,13 +20,13 @@ from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET
 from sae_lens_crosscoder.diffing.diff_report.report import CSV
 from sae_lens_crosscoder.diffing.diff_report.report import PAGE as REPORT
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.hub.names import is_hub_id
 from sae_lens_crosscoder.hub.published_file import PublishedFile, check_against_manifest, make_manifest
 from sae_lens_crosscoder.hub.redaction import Redaction, datasets_of
 from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 from sae_lens_crosscoder.sources import Sources
-from sae_lens_crosscoder.training.runner_config import read_config_file
 from sae_lens_crosscoder.training.saved_run import METRICS_FILENAME, SavedRun
 from sae_lens_crosscoder.training.trainer import CURVE_FILENAME, EVALUATIONS_FILENAME
 

@@ -115,6 +115,6 @@ def remove_all_but(n_kept: int, folder: Path) -> None:
 def is_finished(output: Path, run: str) -> bool:
     """Whether a folder holds the whole crosscoder of a configuration."""
     try:
-        return check_manifest(output).get(RUN) == run
+        return read_manifest(output).get(RUN) == run and bool(check_manifest(output))
     except DamagedError:
         return False

@@ -269,7 +269,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 if folder is not None:
                     check_writable(folder)
                     remove_leftovers(folder)
-            _choose_checkpoint(self.cfg)
+            _choose_checkpoint(self.cfg, self._run)
         paths = self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
         self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.from_first(paths)
 
@@ -363,12 +363,12 @@ def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
         sae.cfg.metadata[name] = value
 
 
-def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any]) -> None:
+def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any], run: str) -> None:
     """Fill in the checkpoint that "auto" stands for; raise if the run is finished or would replace another's output."""
     output = None if cfg.output_path is None else Path(cfg.output_path)
     resumes, auto = cfg.resume_from_checkpoint is not None, cfg.resume_from_checkpoint == AUTO
     if output is not None and (output / SAE_CFG_FILENAME).is_file() and not cfg.overwrite_output:
-        if is_finished(output, cfg.fingerprint):
+        if is_finished(output, run):
             raise FinishedError(
                 f"The run is finished: {output} holds the crosscoder of this very configuration. Raise training_tokens "
                 "to train on, or set overwrite_output=True to train it once more."
@@ -381,7 +381,7 @@ def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any]) -> None:
     if auto:
         if cfg.checkpoint_path is None:
             raise ConfigError(f"resume_from_checkpoint={AUTO!r} looks below checkpoint_path, which is not set. Set it.")
-        found = newest_whole_checkpoint(Path(cfg.checkpoint_path).parent, cfg.fingerprint)
+        found = newest_whole_checkpoint(Path(cfg.checkpoint_path).parent, run)
         if found is None:
             logger.info("There is no checkpoint of this configuration yet; the run begins.")
             cfg.resume_from_checkpoint = None

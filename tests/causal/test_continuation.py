@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import D_VOCAB, tiny_model, tiny_tokenizer
+from helpers import D_VOCAB, fresh_tokenizer, tiny_model
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
@@ -53,7 +53,7 @@ def test_a_continued_model_is_the_whole_run_with_the_activation_replaced(
 
 
 def test_padding_on_the_left_is_masked_as_in_the_whole_run() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     tokenizer.padding_side, tokenizer.pad_token_id = "left", 3
     model = tiny_model(dtype=torch.float64, tokenizer=tokenizer)
     padded = TOKENS.clone()

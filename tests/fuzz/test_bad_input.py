@@ -161,6 +161,12 @@ def damaged(content: bytes, how: str, where: float, extra: bytes) -> bytes:
     return content[:at] + bytes([content[at] ^ (1 << (at % 8))]) + content[at + 1 :]
 
 
+def copy_of(folder: Path) -> Path:
+    copy = folder.with_name(f"{folder.name}_copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    return shutil.copytree(folder, copy)
+
+
 def read_all(folder: Path) -> None:
     run = SavedRun(folder)
     for read in (lambda: run.sae, lambda: run.sources, lambda: run.dead, run.metrics, run.config):
@@ -169,9 +175,7 @@ def read_all(folder: Path) -> None:
 
 @given(st.data())
 def test_damaged_crosscoders(saved: Path, data: st.DataObject) -> None:
-    copy = saved / "damaged"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(saved / "output", copy)
+    copy = copy_of(saved / "output")
     name = data.draw(
         st.sampled_from(
             ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json", "metrics.json"]
@@ -183,9 +187,7 @@ def test_damaged_crosscoders(saved: Path, data: st.DataObject) -> None:
 
 @given(st.data())
 def test_damaged_configurations_of_crosscoders(saved: Path, data: st.DataObject) -> None:
-    copy = saved / "changed"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(saved / "output", copy)
+    copy = copy_of(saved / "output")
     name = data.draw(st.sampled_from(["cfg.json", "runner_cfg.json"]))
     values = data.draw(changed(json.loads((copy / name).read_text())))
     (copy / name).write_text(json.dumps(values))
@@ -194,9 +196,7 @@ def test_damaged_configurations_of_crosscoders(saved: Path, data: st.DataObject)
 
 @given(st.data())
 def test_damaged_checkpoints(saved: Path, data: st.DataObject) -> None:
-    copy = saved / "damaged_checkpoint"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(saved / "checkpoint", copy)
+    copy = copy_of(saved / "checkpoint")
     name = data.draw(st.sampled_from(sorted(path.name for path in copy.iterdir())))
     before = (copy / name).read_bytes()
     after = damaged(before, *data.draw(DAMAGE))

@@ -30,8 +30,14 @@ from sae_lens_crosscoder import CrosscoderTrainingRunner
 N_STEPS = 60
 
 
-def train(folder: str) -> None:
-    """One run, or what is left of it; it saves often and refills its buffer every few steps."""
+def train(folder: str, begun: Any) -> None:
+    """One run, or what is left of it; it saves often and refills its buffer every few steps.
+
+    Args:
+        folder: Where it writes.
+        begun: Event that is set when the libraries have been imported.
+    """
+    begun.set()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -55,7 +61,7 @@ class Outcome:
     """What was seen after one kill and one new start."""
 
     moment: float
-    """Share of the unbroken run's time after which the run was killed."""
+    """Share of the unbroken run's time, from the imports on, after which the run was killed."""
 
     problems: list[str]
     """What was not as it should be; empty if all was."""
@@ -69,17 +75,15 @@ def crash_and_resume(n_kills: int, seed: int, folder: Path) -> list[Outcome]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["crashes"])
     generator = random.Random(seed)
-    for _ in range(2):  # the first starts the server and fills caches
-        begun = time.monotonic()
-        _finish(context, folder / "unbroken")
-        duration = time.monotonic() - begun
-        kept = (folder / "unbroken").rename(folder / f"unbroken-{begun}")
-    expected = _result(kept)
+    process = _begin(context, folder / "unbroken")
+    start = time.monotonic()
+    process.join()
+    duration = time.monotonic() - start
+    expected = _result(folder / "unbroken")
     outcomes: list[Outcome] = []
     for n in range(n_kills):
         place, moment = folder / f"run{n}", generator.random()
-        process = context.Process(target=train, args=(str(place),))
-        process.start()
+        process = _begin(context, place)
         process.join(moment * duration)
         process.kill()
         process.join()
@@ -94,9 +98,17 @@ def crash_and_resume(n_kills: int, seed: int, folder: Path) -> list[Outcome]:
     return outcomes
 
 
-def _finish(context: Any, place: Path) -> int | None:
-    process = context.Process(target=train, args=(str(place),))
+def _begin(context: Any, place: Path) -> Any:
+    """Start a run; return when its libraries have been imported."""
+    begun = context.Event()
+    process = context.Process(target=train, args=(str(place), begun))
     process.start()
+    assert begun.wait(300), "the run did not begin"
+    return process
+
+
+def _finish(context: Any, place: Path) -> int | None:
+    process = _begin(context, place)
     process.join()
     return process.exitcode
 

@@ -26,6 +26,7 @@ from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout, check_data_shards, check_dictionary_layout
 from sae_lens_crosscoder.training.recipes import recipe_for
 from sae_lens_crosscoder.training.sae_config import sae_config
+from sae_lens_crosscoder.training.versions import CONFIG, migrated_config
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
@@ -34,7 +35,7 @@ _NO_PART_OF_THE_RESULT = {
     *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
     *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
     *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
-    *("dictionary_layout", "process_timeout_seconds"),
+    *("dictionary_layout", "process_timeout_seconds", CONFIG.key),
 }
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
@@ -237,8 +238,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-serialisable."""
-        return {**super().to_dict(), "sources": [source.to_dict() for source in self.joint_sources]}
+        """All fields, JSON-serialisable, and the version of their layout (`training/versions.py`)."""
+        sources = [source.to_dict() for source in self.joint_sources]
+        return {CONFIG.key: CONFIG.version, **super().to_dict(), "sources": sources}
 
     @classmethod
     @override
@@ -253,9 +255,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 that of an earlier run and taken as it is.
 
         Raises:
-            ConfigError: An unknown field or architecture; the message suggests the nearest one.
+            ConfigError: An unknown field or architecture; the message suggests the nearest one. Or a later version of
+                this package wrote it.
         """
-        values = dict(cfg_dict)
+        values = migrated_config(cfg_dict)
         sae = values.pop("sae", None)
         if not isinstance(sae, Mapping) or "architecture" not in sae:
             raise ConfigError(

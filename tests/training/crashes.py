@@ -144,10 +144,10 @@ def crash_and_resume(n_kills: int, seed: int, folder: Path, after_first_checkpoi
         process.kill()
         process.join()
         problems = [] if process.exitcode in (0, -signal.SIGKILL) else [f"the run failed by itself: {process.exitcode}"]
-        problems += [f"{path.parent} is not whole" for path in place.rglob("manifest.json") if not _is_whole(path)]
+        standing = [path for path in place.rglob("manifest.json") if ".tmp" not in str(path.relative_to(place))]
+        problems += [f"{path.parent} is not whole" for path in standing if not _is_whole(path)]
         activities = [name for name, is_on in zip(ACTIVITIES, signals.doing, strict=True) if is_on]
         left = [path.name for path in place.rglob("*.tmp*")]
-        resumed = any(place.rglob("manifest.json"))
         finished = (place / "output" / "manifest.json").is_file()
         again, _ = _begin(context, place)
         again.join()
@@ -155,7 +155,9 @@ def crash_and_resume(n_kills: int, seed: int, folder: Path, after_first_checkpoi
             problems.append(f"the resumed run ended with {again.exitcode}")
         problems += [f"left behind: {path.name}" for path in place.rglob("*.tmp*")]
         problems += _differences(_result(place), expected)
-        outcomes.append(Outcome(moment, process.exitcode == -signal.SIGKILL, activities, left, resumed, problems))
+        outcomes.append(
+            Outcome(moment, process.exitcode == -signal.SIGKILL, activities, left, bool(standing), problems)
+        )
         shutil.rmtree(place)
     return outcomes
 
@@ -180,9 +182,10 @@ def _wait_for(activity: str | None, process: Any, signals: Signals) -> None:
 def _is_whole(manifest: Path) -> bool:
     """Whether the files beside a manifest are what it says; asked here without the package's own check."""
     files = json.loads(manifest.read_text())["files"]
+    paths = {name: manifest.parent / name for name in files}
     return all(
-        hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() == entry["sha256"]
-        for name, entry in files.items()
+        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == files[name]["sha256"]
+        for name, path in paths.items()
     )
 
 

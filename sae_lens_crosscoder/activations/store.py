@@ -36,6 +36,7 @@ from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.fingerprint import fingerprint
+from sae_lens_crosscoder.hooked_models import n_token_ids
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
 Documents = Dataset | IterableDataset
@@ -200,7 +201,7 @@ class PairedActivationsStore(ActivationsStore):
             is_stopped: Asked while a cache that is still being written is waited for; ends the wait.
 
         Raises:
-            DataError: All tokens of the data are dropped, or the cache is damaged.
+            DataError: All tokens of the data are dropped, ids that no model has, or a damaged cache.
             NonFiniteError: Activations that are infinite or not a number.
             ConfigError: The cache holds activations of other models.
         """
@@ -230,7 +231,20 @@ class PairedActivationsStore(ActivationsStore):
         except StopIteration:
             self._end_epoch()
             tokens = self.get_batch_tokens(move_to_model_device=False)
+        self._check_ids(tokens)
         return tokens, self.harvest(tokens)
+
+    def _check_ids(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        """Refuse ids that a model's embedding does not have: on CUDA they would end the process without a word."""
+        known = [n for model in self.model.source_models if (n := n_token_ids(model)) is not None]
+        if self.model.aligner is not None or not known:
+            return
+        least, most = (int(bound) for bound in tokens.aminmax())
+        if least < 0 or most >= min(known):
+            raise DataError(
+                f"The data hold token ids from {least} to {most}, the models read 0 to {min(known) - 1}: the data were "
+                "tokenized for other models. Tokenize them with the tokenizer of these, or give them as text."
+            )
 
     def _end_epoch(self) -> None:
         """Note that all data was read once; raises if nothing of it was kept, which would go on for ever."""

@@ -189,6 +189,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         output.loss.backward()
         norm = complete_gradients(sae) if isinstance(sae, TrainingCrosscoder) and self.division.is_divided else None
         clipped_step(self.optimizer, _MAX_GRADIENT_NORM, norm)
+        if isinstance(sae, TrainingCrosscoder):
+            sae.gradient_memory.keep({"W_enc": sae.W_enc, "W_dec": sae.W_dec} if output.feature_acts.is_sparse else {})
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():

@@ -54,16 +54,23 @@ class Epochs:
             n = self.n_read[title]
             logger.info("Data set %r ended after %d sequences (%s) and is read again.", title, n, self._in_tokens(n))
 
-    def summary(self) -> dict[str, Any]:
-        """What `metrics.json` says."""
-        tokens = {title: n * self._tokens_a_sequence for title, n in self.n_read.items()}
-        return {"tokens_read": tokens, "epochs": self.made}
+    def with_others(self, states: Sequence[dict[str, Any]]) -> Epochs:
+        """The counts of all data shards together, from what `state_dict` gave of each."""
+        whole = Epochs([], self._tokens_a_sequence)
+        for title in dict.fromkeys(title for state in states for title in state["n_read"]):
+            whole.n_read[title] = sum(state["n_read"].get(title, 0) for state in states)
+            ends = [state["n_in_first"].get(title) for state in states]
+            if None not in ends:
+                whole.n_in_first[title] = sum(ends)
+        return whole
 
-    def tell(self) -> None:
-        """Log how many epochs were made, if a data set has ended."""
+    def summary(self) -> dict[str, Any]:
+        """What `metrics.json` says; logged as well where a data set has ended."""
         for title, epochs in self.made.items():
             if epochs is not None:
                 logger.info("Data set %r was read %.2f times, %s.", title, epochs, self._in_tokens(self.n_read[title]))
+        tokens = {title: n * self._tokens_a_sequence for title, n in self.n_read.items()}
+        return {"tokens_read": tokens, "epochs": self.made}
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as JSON."""

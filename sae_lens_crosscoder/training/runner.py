@@ -180,13 +180,13 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 sae = fit_or_save(trainer, batches, self.cfg)
         finally:
             batches.close()
+        data = self._data_read()
         if not self.ranks.is_first:
             return sae
-        self.activations_store.epochs.tell()
         _write_sources(sae, self.model.sources.with_activation_scales(trainer.folded_scales))
         if self.cfg.output_path is not None:
             self._save_output(sae, Path(self.cfg.output_path), trainer)
-            self._evaluate_saved(Path(self.cfg.output_path), trainer)
+            self._evaluate_saved(Path(self.cfg.output_path), trainer, data)
         if logger.log_to_wandb:
             wandb.finish()
         return sae
@@ -301,7 +301,15 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         )
         return CrosscoderTrainer(self.cfg.to_sae_trainer_config(), self.sae, parts)
 
-    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer) -> None:
+    def _data_read(self) -> dict[str, Any]:
+        """How much of each data set was read by all shards, how often, and what was left out of it."""
+        states = self.ranks.of_each([(store.epochs.state_dict(), store.care.skipped) for store in self._stores])
+        of_shards = [state for of_rank in states for state in of_rank]
+        epochs = self.activations_store.epochs.with_others([counts for counts, _ in of_shards])
+        skipped = list(dict.fromkeys(shard for _, left_out in of_shards for shard in left_out))
+        return {**(epochs.summary() if self.ranks.is_first else {}), "skipped_shards": skipped}
+
+    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer, data: dict[str, Any]) -> None:
         """Measure what was saved, as anyone will load it, and write `metrics.json`."""
         if self.evaluator is None:
             return
@@ -313,8 +321,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             "n_steps": trainer.n_training_steps,
             "dead_latents": int(trainer.dead_neurons.sum()),
             "dead_after_n_tokens": self.cfg.dead_feature_window * trainer.cfg.train_batch_size_samples,
-            **self.activations_store.epochs.summary(),
-            "skipped_shards": self.activations_store.care.skipped,
+            **data,
         }
         write_json(folder / METRICS_FILENAME, metrics)
 

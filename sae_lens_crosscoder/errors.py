@@ -71,6 +71,10 @@ class UploadError(CrosscoderError, ConnectionError):
     """A service that refused what was sent, or that could not be reached."""
 
 
+class LostProcessError(CrosscoderError, ConnectionError):
+    """Another process of a run on several was lost, or did not answer in time."""
+
+
 class MissingDependencyError(CrosscoderError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

@@ -27,12 +27,13 @@ from sae_lens_crosscoder.training.field_values import check_values
 from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout, check_data_shards
 from sae_lens_crosscoder.training.recipes import recipe_for
 from sae_lens_crosscoder.training.sae_config import sae_config
+from sae_lens_crosscoder.training.versions import CONFIG, migrated_config
 
 _NO_PART_OF_THE_RESULT = {
     *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
     *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
     *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
-    *("dictionary_layout", "process_timeout_seconds"),
+    *("dictionary_layout", "process_timeout_seconds", CONFIG.key),
     # Of intact data none of these changes anything, and a run that ended for want of them is to go on with others.
     *("stream_retries", "stream_retry_seconds", "skip_bad_shards"),
 }
@@ -253,8 +254,9 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-serialisable."""
-        return {**super().to_dict(), "sources": [source.to_dict() for source in self.joint_sources]}
+        """All fields, JSON-serialisable, and the version of their layout (`training/versions.py`)."""
+        sources = [source.to_dict() for source in self.joint_sources]
+        return {CONFIG.key: CONFIG.version, **super().to_dict(), "sources": sources}
 
     @classmethod
     @override
@@ -269,9 +271,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 that of an earlier run and taken as it is.
 
         Raises:
-            ConfigError: An unknown field or architecture; the message suggests the nearest one.
+            ConfigError: An unknown field or architecture; the message suggests the nearest one. Or a later version of
+                this package wrote it.
         """
-        values = dict(cfg_dict)
+        values = migrated_config(cfg_dict)
         sae = values.pop("sae", None)
         if not isinstance(sae, Mapping) or "architecture" not in sae:
             raise ConfigError(

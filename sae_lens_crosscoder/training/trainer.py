@@ -47,6 +47,7 @@ from sae_lens_crosscoder.training.parallel.trainer_state import (
 from sae_lens_crosscoder.training.parallel.weights import complete_gradients, gathered, whole_crosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
 from sae_lens_crosscoder.training.undoing import Doing, undone_if_it_fails
+from sae_lens_crosscoder.training.versions import CHECKPOINT
 
 _MAX_GRADIENT_NORM = 1.0  # SAELens's
 CURVE_FILENAME = "training_curve.csv"
@@ -259,7 +260,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 self.parts.save_run_state(folder)
             ranks.wait()
             if ranks.is_first:
-                write_manifest(folder, **{RUN: self.parts.run})
+                write_manifest(folder, **{RUN: self.parts.run, CHECKPOINT.key: CHECKPOINT.version})
         if not ranks.is_first:
             return
         if self.parts.n_kept_checkpoints is not None:

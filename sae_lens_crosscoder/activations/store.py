@@ -136,7 +136,7 @@ class PairedActivationsStore(ActivationsStore):
                 activations_mixing_fraction=cfg.mix_fraction,
             )
         self.cfg = cfg
-        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
+        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest, cfg.autocast_lm)
         self.generator = torch.Generator().manual_seed(seed)
         self.n_batches_served = 0
         self.n_epochs_finished = 0

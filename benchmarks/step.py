@@ -4,8 +4,9 @@ Time: every contender makes one step in every round, in random order, on the sam
 median over rounds, `speedup` the median of the ratios of SAELens's BatchTopK to the contender in the same round, and
 the same over sparsify's TopK and SAELens's Standard. `dense_share` is 10 B D F (the operations of a dense step) by
 seconds, as a share of what the machine multiplies in float32, measured in the same rounds: above 1 no dense step can
-be. `l0` is the number of active latents a token in the measured steps. Memory (Linux): each contender runs in a process of its own; `peak_mb` is the peak of its steps above data, weights
-and the optimizer's moments. Quality: all are trained on the same tokens, and read on others.
+be. `l0` is the number of active latents a token in the measured steps. Memory (Linux): each contender runs in a process
+of its own; `peak_mb` is the peak of its steps above data, weights and the optimizer's moments. Quality: all are trained
+on the same tokens, and read on others.
 """
 
 from __future__ import annotations

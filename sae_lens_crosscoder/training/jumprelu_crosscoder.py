@@ -109,8 +109,8 @@ class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCro
 
     Only pairs of a token and a latent with z_j > theta_j - eps/2 have a code or move a threshold. Once they are few, a
     training step is made on them alone, with the losses and gradients of the dense step. The last term reaches all
-    silent pairs, but linearly: sum_i ReLU(theta_j - z_ij) = sum_i (theta_j - z_ij) + sum over pairs not below theta_j of
-    (z_ij - theta_j), and the first of these sums is that of the mean token.
+    silent pairs, but linearly: sum_i ReLU(theta_j - z_ij) = sum_i (theta_j - z_ij) + sum over pairs not below theta_j
+    of (z_ij - theta_j), and the first of these sums is that of the mean token.
     """
 
     log_threshold: nn.Parameter

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import step
-import torch
 from step_contenders import CONTENDERS, OURS, REFERENCE, SPARSIFY, STANDARD, Shape, batches, installed
 from step_quality import DENSE, quality_rows
 

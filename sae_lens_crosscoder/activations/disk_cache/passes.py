@@ -13,8 +13,8 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.joint_model import JointModel
 
 LARGEST_ERROR = 0.005
-"""Share of their norm by which cached activations may differ from what float32 models give: 0.0017 is bfloat16's rounding
-in the cache, the rest is for kernels of other machines."""
+"""Share of their norm by which cached activations may differ from what float32 models give: 0.0017 is bfloat16's
+rounding in the cache, the rest is for kernels of other machines."""
 
 LARGEST_ERROR_OF_ROUNDED_MODELS = 0.03
 """The same for models that compute in bfloat16 or float16, whose kernels differ by 0.01 over 4 to 24 layers."""

@@ -15,15 +15,23 @@ import pytest
 import torch
 from datasets import Dataset
 from faults.damage import N_STEPS, assert_nothing_lost, checkpoints, result, train
-from helpers import CONTEXT, paired_store, text_dataset, tiny_pair, tiny_tokenizer, token_dataset
+from helpers import (
+    CONTEXT,
+    batchtopk_config,
+    paired_store,
+    run_config,
+    text_dataset,
+    tiny_pair,
+    tiny_tokenizer,
+    token_dataset,
+)
 from streams import BrokenStream
 
-from sae_lens_crosscoder import CrosscoderTrainer, DatasetConfig
+from sae_lens_crosscoder import CrosscoderTrainer, DatasetConfig, PairedActivationsStore
 from sae_lens_crosscoder.activations import CacheRequest, write_cache
 from sae_lens_crosscoder.activations.stream_care import StreamCare
 from sae_lens_crosscoder.cli import EXIT_INTERRUPTED, main
 from sae_lens_crosscoder.errors import (
-    CrosscoderError,
     DamagedError,
     DataError,
     NonFiniteError,
@@ -38,14 +46,22 @@ TEXT: dict[str, Any] = {"prepend_bos": True, "stream_retries": 2}
 MIXTURE: dict[str, Any] = {
     **TEXT,
     "dataset_path": "",
-    "datasets": [DatasetConfig(label="a", weight=0.5), DatasetConfig(label="b", weight=0.3), DatasetConfig(label="c", weight=0.2)],
-}  # fmt: skip
+    "datasets": [DatasetConfig(label=label, weight=weight) for label, weight in (("a", 0.5), ("b", 0.3), ("c", 0.2))],
+}
 
 
-def data(failures: dict[int, int], mixture: bool, at_once: int = 1000) -> Any:
+def data(failures: dict[int, int], mixture: bool) -> Any:
     if not mixture:
         return BrokenStream(TEXTS, failures).dataset()
     return {label: BrokenStream(TEXTS[i * 200 : i * 200 + 200], failures).dataset() for i, label in enumerate("abc")}
+
+
+def cache_of_run(folder: Path, documents: Dataset) -> None:
+    """A cache of all that the run `train` makes would read of the documents."""
+    cfg = run_config(batchtopk_config(dtype="float64"), dtype="float64")
+    store = PairedActivationsStore.from_config(tiny_pair(dtype=torch.float64), cfg, documents)
+    n_sequences = len(documents) - store.cfg.n_eval_sequences
+    write_cache(store, folder, CacheRequest(n_sequences * CONTEXT, dtype="float64", shard_bytes=30_000))
 
 
 @pytest.fixture
@@ -69,7 +85,7 @@ def test_a_run_whose_streams_break_equals_one_whose_streams_do_not(
 
 @pytest.mark.parametrize("mixture", [False, True])
 @pytest.mark.parametrize("n_prefetched", [0, 2])
-@pytest.mark.parametrize("at", [70, 101, 133])
+@pytest.mark.parametrize("at", [25, 26])
 def test_a_stream_that_does_not_come_back_costs_nothing(
     tmp_path: Path, few_documents_at_once: None, mixture: bool, n_prefetched: int, at: int
 ) -> None:
@@ -77,9 +93,9 @@ def test_a_stream_that_does_not_come_back_costs_nothing(
     train(tmp_path / "unbroken", data({}, mixture), **fields)
     with pytest.raises(
         StreamError,
-        match=rf"stopped after step \d+.*'\w+' broke at document {at + 1} of .* in 2 retries: connection reset.*goes on",
+        match=rf"stopped after step \d+.*'\w+' broke at document {at + 1} of .* in 2 retries: connection.*goes on",
     ):
-        train(tmp_path / "broken", data({20: 1, at: 100}, mixture), **fields)
+        train(tmp_path / "broken", data({9: 1, at: 100}, mixture), **fields)
     assert len(checkpoints(tmp_path / "broken")) > 0
     again = data({at + 1: 2, at + 9: 1}, mixture)
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=again, **fields)
@@ -87,7 +103,7 @@ def test_a_stream_that_does_not_come_back_costs_nothing(
 
 def test_a_resumed_run_may_be_broken_again(tmp_path: Path, few_documents_at_once: None) -> None:
     train(tmp_path / "unbroken", data({}, False), **TEXT)
-    for at in (70, 85, 86, 120):
+    for at in (30, 36, 37, 50):
         with pytest.raises(StreamError):
             train(tmp_path / "broken", data({at: 100}, False), **TEXT)
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=data({}, False), **TEXT)
@@ -137,7 +153,7 @@ def test_a_run_is_asked_to_stop_while_it_waits_for_a_stream(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StreamCare, "wait", stop)
         with pytest.raises(TrainingInterrupted, match=r"while it waited for data|was interrupted after") as interrupted:
-            train(tmp_path / "broken", data({90: 1}, False), **{**fields, "stream_retry_seconds": 200.0})
+            train(tmp_path / "broken", data({40: 1}, False), **{**fields, "stream_retry_seconds": 200.0})
     assert 0.2 < time.monotonic() - stopped[0] < 2.5
     assert interrupted.value.checkpoint is not None
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=data({}, False), **fields)
@@ -146,26 +162,18 @@ def test_a_run_is_asked_to_stop_while_it_waits_for_a_stream(
 @pytest.mark.parametrize("n_prefetched", [0, 2])
 def test_a_run_is_asked_to_stop_while_it_waits_for_a_shard_of_the_cache(tmp_path: Path, n_prefetched: int) -> None:
     cache = tmp_path / "cache"
-    store = paired_store(
-        tiny_pair(dtype=torch.float64), token_dataset(90), label="in-memory", dtype="float64", n_eval_sequences=8
-    )
-    request = CacheRequest(80 * CONTEXT, dtype="float64", rank=0, world_size=1, shard_bytes=30_000)
-    write_cache(store, cache, request)
+    cache_of_run(cache, token_dataset(90))
     shards = sorted(cache.glob("shard-*"))
     manifest = cache / "manifest-00000.json"
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**values, "shards": values["shards"][: len(shards) // 2]}))
-    fields = {
-        "use_cached_activations": True,
-        "cached_activations_path": str(cache),
-        "prefetch_llm_batches": n_prefetched,
-    }
+    fields = {"use_cached_activations": True, "cached_activations_path": str(cache)}
     threading.Timer(4, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begun = time.monotonic()
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # should it come after the run
     try:
         with pytest.raises(TrainingInterrupted) as interrupted:
-            train(tmp_path, **fields)
+            train(tmp_path, prefetch_llm_batches=n_prefetched, **fields)
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert time.monotonic() - begun < 10
@@ -241,7 +249,7 @@ def files(folder: Path, bad: int | None) -> list[str]:
     made: list[str] = []
     for i in range(6):
         path = folder / f"part{i}.jsonl"
-        lines = [json.dumps({"text": text}) for text in TEXTS[40 * i : 40 * i + 40]]
+        lines = [json.dumps({"text": text}) for text in TEXTS[30 * i : 30 * i + 30]]
         path.write_text("\n".join([*lines[:20], '{"text": "cut o', *lines[20:]] if i == bad else lines))
         made.append(str(path))
     return made
@@ -258,22 +266,19 @@ def test_a_damaged_file_ends_the_run_by_its_name_and_left_out_it_goes_on(
         folder.mkdir(exist_ok=True)
         return load_documents(DatasetConfig(path="json", data_files=files(folder, bad)))
 
-    with pytest.raises(DamagedError, match=r"stopped after step \d+.*part3.jsonl.*--skip-bad-shards.*goes on"):
-        train(tmp_path, opened(tmp_path / "bad", 3), **TEXT)
+    with pytest.raises(DamagedError, match=r"stopped after step \d+.*part1.jsonl.*--skip-bad-shards.*goes on"):
+        train(tmp_path, opened(tmp_path / "bad", 1), **TEXT)
     assert len(checkpoints(tmp_path)) > 0
-    train(tmp_path, opened(tmp_path / "bad", 3), skip_bad_shards=True, **TEXT)
-    assert caplog.text.count("Left out because of skip_bad_shards: shard 4 of 6") == 1
+    train(tmp_path, opened(tmp_path / "bad", 1), skip_bad_shards=True, **TEXT)
+    assert caplog.text.count("Left out because of skip_bad_shards: shard 2 of 6") == 1
     training = json.loads((tmp_path / "output" / "metrics.json").read_text())["training"]
     assert len(training["skipped_shards"]) == 1
-    assert "part3.jsonl" in training["skipped_shards"][0]
+    assert "part1.jsonl" in training["skipped_shards"][0]
 
 
 def test_a_damaged_shard_of_the_cache_ends_the_run_by_its_name_and_left_out_it_goes_on(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    store = paired_store(
-        tiny_pair(dtype=torch.float64), token_dataset(150), label="in-memory", dtype="float64", n_eval_sequences=8
-    )
-    write_cache(store, cache, CacheRequest(140 * CONTEXT, dtype="float64", shard_bytes=30_000))
+    cache_of_run(cache, token_dataset(150))
     shard = sorted(cache.glob("shard-*"))[9]
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
@@ -341,12 +346,12 @@ def test_no_batch_is_empty_whatever_the_documents_hold(tmp_path: Path, name: str
         message = "it trained"
         try:
             train(tmp_path, documents, n_eval_batches=1, disable_concat_sequences=alone, **TEXT)
-        except CrosscoderError as error:
-            assert isinstance(error, DataError)
+        except DataError as error:
             message = str(error)
     assert all(shape == (64, 32) for shape in shapes)
-    trains = {"one long document", "empty strings between texts", "long documents that come late"}
-    assert (len(shapes) == N_STEPS) == (name in trains and not alone), message
+    trains = {"empty strings between texts"}
+    trains |= set() if alone else {"one long document", "long documents that come late"}
+    assert len(shapes) == (N_STEPS if name in trains else 0), message
     if not shapes:
         assert "full sequences of 16 tokens" in message or "is empty" in message or "were dropped" in message
 

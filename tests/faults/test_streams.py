@@ -83,9 +83,8 @@ def test_a_run_whose_streams_break_equals_one_whose_streams_do_not(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("mixture", [False, True])
+@pytest.mark.parametrize(("mixture", "at"), [(False, 16), (False, 21), (True, 8), (True, 11)])
 @pytest.mark.parametrize("n_prefetched", [0, 2])
-@pytest.mark.parametrize("at", [25, 26])
 def test_a_stream_that_does_not_come_back_costs_nothing(
     tmp_path: Path, few_documents_at_once: None, mixture: bool, n_prefetched: int, at: int
 ) -> None:
@@ -93,9 +92,9 @@ def test_a_stream_that_does_not_come_back_costs_nothing(
     train(tmp_path / "unbroken", data({}, mixture), **fields)
     with pytest.raises(
         StreamError,
-        match=rf"stopped after step \d+.*'\w+' broke at document {at + 1} of .* in 2 retries: connection.*goes on",
+        match=rf"stopped after step \d+.*'[\w-]+' broke at document {at + 1} of .* in 2 retries: connection.*goes on",
     ):
-        train(tmp_path / "broken", data({9: 1, at: 100}, mixture), **fields)
+        train(tmp_path / "broken", data({3: 1, at: 100}, mixture), **fields)
     assert len(checkpoints(tmp_path / "broken")) > 0
     again = data({at + 1: 2, at + 9: 1}, mixture)
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=again, **fields)
@@ -103,7 +102,7 @@ def test_a_stream_that_does_not_come_back_costs_nothing(
 
 def test_a_resumed_run_may_be_broken_again(tmp_path: Path, few_documents_at_once: None) -> None:
     train(tmp_path / "unbroken", data({}, False), **TEXT)
-    for at in (30, 36, 37, 50):
+    for at in (15, 18, 19, 23):
         with pytest.raises(StreamError):
             train(tmp_path / "broken", data({at: 100}, False), **TEXT)
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=data({}, False), **TEXT)
@@ -153,7 +152,7 @@ def test_a_run_is_asked_to_stop_while_it_waits_for_a_stream(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StreamCare, "wait", stop)
         with pytest.raises(TrainingInterrupted, match=r"while it waited for data|was interrupted after") as interrupted:
-            train(tmp_path / "broken", data({40: 1}, False), **{**fields, "stream_retry_seconds": 200.0})
+            train(tmp_path / "broken", data({20: 1}, False), **{**fields, "stream_retry_seconds": 200.0})
     assert 0.2 < time.monotonic() - stopped[0] < 2.5
     assert interrupted.value.checkpoint is not None
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=data({}, False), **fields)
@@ -249,8 +248,8 @@ def files(folder: Path, bad: int | None) -> list[str]:
     made: list[str] = []
     for i in range(6):
         path = folder / f"part{i}.jsonl"
-        lines = [json.dumps({"text": text}) for text in TEXTS[30 * i : 30 * i + 30]]
-        path.write_text("\n".join([*lines[:20], '{"text": "cut o', *lines[20:]] if i == bad else lines))
+        lines = [json.dumps({"text": text}) for text in TEXTS[16 * i : 16 * i + 16]]
+        path.write_text("\n".join([*lines[:8], '{"text": "cut o', *lines[8:]] if i == bad else lines))
         made.append(str(path))
     return made
 

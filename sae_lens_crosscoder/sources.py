@@ -93,8 +93,8 @@ class Source:
         if _TOKEN.search(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
             raise SourceError(
                 f"Source {self.label!r} has an access token among its model_from_pretrained_kwargs. It would be "
-                "written into every checkpoint, the saved crosscoder and the log. Take it out, log in with `hf auth login` or "
-                "set HF_TOKEN."
+                "written into every checkpoint, the saved crosscoder and the log. Take it out, log in with "
+                "`hf auth login` or set HF_TOKEN."
             )
         if not self.activation_scale > 0:
             raise SourceError(

@@ -83,7 +83,7 @@ def test_a_run_whose_second_model_stands_still_says_so_and_its_sister_does_not(
     def run(pair: object, name: str) -> list[dict[str, str]]:
         cfg = run_config(batchtopk_config(k=8.0), tmp_path / name, training_tokens=64 * 350, lr=3e-3, n_eval_batches=0)
         CrosscoderTrainingRunner(cfg, token_dataset(3000), pair).run()  # type: ignore[arg-type]
-        return list(csv.DictReader((tmp_path / name / "output" / "training_curve.csv").open()))
+        return list(csv.DictReader((tmp_path / name / "output" / "training_curve.csv").read_text().splitlines()))
 
     rows = run(tiny_pair(), "healthy")
     assert float(rows[-1]["metrics/explained_variance/chat"]) > 0

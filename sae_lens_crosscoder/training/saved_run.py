@@ -54,7 +54,7 @@ class SavedRun:
         """
         try:
             return SAE.load_from_disk(self.folder, device=self.device)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property

@@ -180,8 +180,8 @@ class CrosscoderEvaluator:
         """The metrics with names such as "eval/sources/base/ce_loss_score", for W&B."""
         if isinstance(data_provider, TrainingBatches):
             with data_provider.paused():
-                return _flat(self.evaluate(sae, activation_scaler), "eval")
-        return _flat(self.evaluate(sae, activation_scaler), "eval")
+                return flat_metrics(self.evaluate(sae, activation_scaler), "eval")
+        return flat_metrics(self.evaluate(sae, activation_scaler), "eval")
 
     @torch.no_grad()
     def evaluate(
@@ -286,11 +286,12 @@ class CrosscoderEvaluator:
         return total / n_tokens
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested metrics as one mapping, with names such as "eval/sources/base/ce_loss_score"."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(cast("Mapping[str, Any]", value), f"{prefix}/{name}"))
+            flat.update(flat_metrics(cast("Mapping[str, Any]", value), f"{prefix}/{name}"))
         else:
             flat[f"{prefix}/{name}"] = value
     return flat

@@ -126,12 +126,12 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.sae.to(self.cfg.device)
         if self.n_training_steps == 0:
             self._prepare()
-        total = self.cfg.total_training_samples
+        total, batch = self.cfg.total_training_samples, self.cfg.train_batch_size_samples
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
             tqdm(
-                total=total,
+                total=-(-total // batch) * batch,  # the last batch is a whole one
                 initial=self.n_training_samples,
                 desc="Training",
                 unit="tok",

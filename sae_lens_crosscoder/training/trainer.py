@@ -14,7 +14,6 @@ import wandb
 from sae_lens import SAETrainer, TrainingSAE
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -30,6 +29,7 @@ from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInt
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.manifest import write_manifest
+from sae_lens_crosscoder.progress import token_bar
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
@@ -130,13 +130,9 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
-            tqdm(
-                total=-(-total // batch) * batch,  # the last batch is a whole one
-                initial=self.n_training_samples,
-                desc="Training",
-                unit="tok",
-                unit_scale=True,
-                disable=not self.division.ranks.is_first,
+            # The last batch is a whole one.
+            token_bar(
+                "Training", -(-total // batch) * batch, self.n_training_samples, shown=self.division.ranks.is_first
             ) as bar,
         ):
             while self.n_training_samples < total:

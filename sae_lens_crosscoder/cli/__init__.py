@@ -28,17 +28,18 @@ from sae_lens_crosscoder.cli import (
     train,
 )
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
-from sae_lens_crosscoder.errors import CrosscoderError, TrainingInterrupted
+from sae_lens_crosscoder.errors import CrosscoderError, StreamError, TrainingInterrupted
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
+EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved, or a server did not answer
 EXIT_STOPPED = 130  # as a shell says of a program that was interrupted: nothing was saved
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code.
 
-    0, 2 for bad input, 75 for an interrupted run that saved a checkpoint, 130 for one that did not.
+    0, 2 for bad input, 75 for an interrupted run that saved a checkpoint and for data that a server did not give, 130
+    for an interrupted run that saved none.
     """
     parser, commands = parsers()
     own, given = split_fields(list(sys.argv[1:] if arguments is None else arguments), commands)
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Stopped. {options.when_stopped}".rstrip(), file=sys.stderr)
         return EXIT_STOPPED
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -28,6 +28,7 @@ from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS, TrainingCrosscoder
 from sae_lens_crosscoder.training.sae_config import sae_config
 from sae_lens_crosscoder.training.saved_run import SavedRun
+from sae_lens_crosscoder.training.versions import migrated_config
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
 
 def _from_finished_run(path: str, left_out: dict[str, torch.Tensor], device: str) -> Parent:
     run = SavedRun(Path(path), device)
-    values = read_config_file(run.folder / RUNNER_CFG_FILENAME).get("sae")
+    values = migrated_config(read_config_file(run.folder / RUNNER_CFG_FILENAME)).get("sae")
     if not isinstance(values, dict):
         raise DataError(f"{RUNNER_CFG_FILENAME} of {path} does not say which crosscoder was trained (`sae`).")
     sae = TrainingSAE.from_dict({**sae_config(cast("dict[str, Any]", values)).to_dict(), "device": device})

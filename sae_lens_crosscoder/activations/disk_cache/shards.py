@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_lens_crosscoder.errors import DataError
+from sae_lens_crosscoder.errors import DamagedError, DataError
 from sae_lens_crosscoder.files import file_written_aside, write_json
 from sae_lens_crosscoder.manifest import checksum
 
@@ -109,7 +109,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
     """Read a shard and compare it with its checksum.
 
     Raises:
-        DataError: It is not what was written.
+        DamagedError: It is not what was written.
     """
     path = shard_path(folder, entry.number)
     if not path.is_file():
@@ -120,9 +120,9 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
         fault = "was changed: its checksum is not the one it was written with"
     else:
         return
-    raise DataError(
+    raise DamagedError(
         f"The cache's shard {path} {fault}. Delete what is left of it and run the `cache` command again as before: it "
-        "makes the shards that are missing."
+        "makes the shards that are missing. --skip-bad-shards leaves it out."
     )
 
 

@@ -43,7 +43,8 @@ class SparseCodes:
         """The codes of pairs that were found in the encoder's inputs x."""
         pairs = ActivePairs(found.flat, len(x), len(sae.W_dec))
         # A code is positive, or 0 where fewer are positive than stay: ReLU keeps the gradient from these.
-        return cls(pairs, torch.relu(encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc)))
+        hidden_pre = encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc, sae.gradient_memory)
+        return cls(pairs, torch.relu(hidden_pre))
 
 
 def encoder_of(
@@ -100,7 +101,7 @@ def reconstructions(
         block = blocks_of(pairs.latents, widths)
         flat, order = (pairs.flat + block * (n_tokens * pairs.n_latents)).sort()
         pairs, acts = ActivePairs(flat, n_tokens * len(widths), pairs.n_latents), acts[order]
-    parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec)).split(n_tokens)
+    parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec, sae.gradient_memory)).split(n_tokens)
     return itertools.accumulate(parts, initial=sae.b_dec)
 
 

@@ -133,6 +133,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         if self.n_training_steps == 0:
             self._prepare()
         total, n_tokens = self.cfg.total_training_samples, self.cfg.train_batch_size_samples
+        n_all = -(-total // n_tokens) * n_tokens  # the last batch is a whole one
         watch = HealthWatch(self.sae.cfg.d_sae, total // n_tokens, self.cfg.dead_feature_window)
         with (
             self._table(CURVE_FILENAME) as curve,

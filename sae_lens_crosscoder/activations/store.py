@@ -144,7 +144,7 @@ class PairedActivationsStore(ActivationsStore):
                 activations_mixing_fraction=cfg.mix_fraction,
             )
         self.cfg = cfg
-        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
+        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest, cfg.autocast_lm)
         self.generator = torch.Generator().manual_seed(seed)
         self.epochs = Epochs(
             [_CACHED] if self._cache is not None else self.dataset_labels, cfg.sequence_format.context_size

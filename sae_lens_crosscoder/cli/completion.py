@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
 
-_DESCRIPTION = """Print the script by which a shell completes commands, flags, fields of configurations and paths. Write it
-to a file that the shell reads when it starts, once for each version of this package:
+_DESCRIPTION = """Print the script by which a shell completes commands, flags, fields of configurations and paths.
+Write it to a file that the shell reads when it starts, once for each version of this package:
 
   bash:  sae-lens-crosscoder completion bash > ~/.local/share/bash-completion/completions/sae-lens-crosscoder
   zsh:   sae-lens-crosscoder completion zsh > DIR/_sae-lens-crosscoder    (DIR is one of $fpath)

@@ -28,7 +28,7 @@ from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler
 from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
 from sae_lens_crosscoder.errors import ConfigError, FinishedError
-from sae_lens_crosscoder.evals import CrosscoderEvaluator
+from sae_lens_crosscoder.evals import CrosscoderEvaluator, flat_metrics
 from sae_lens_crosscoder.files import (
     check_writable,
     existing_folder,
@@ -315,6 +315,8 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             return
         sae = SAE.load_from_disk(folder, device=self.cfg.device)
         metrics = self.evaluator.evaluate(sae, progress=True)
+        if self.cfg.logger.log_to_wandb:
+            wandb.log(flat_metrics(metrics, "eval"), step=trainer.n_training_steps)
         assert self.cfg.dead_feature_window is not None
         metrics["training"] = {
             "n_tokens": trainer.n_training_samples,

@@ -14,7 +14,6 @@ import wandb
 from sae_lens import SAETrainer, TrainingSAE
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -30,6 +29,7 @@ from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInt
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.manifest import write_manifest
+from sae_lens_crosscoder.progress import token_bar
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
@@ -132,19 +132,18 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.sae.to(self.cfg.device)
         if self.n_training_steps == 0:
             self._prepare()
-        total = self.cfg.total_training_samples
-        n_steps = total // self.cfg.train_batch_size_samples
-        watch = HealthWatch(self.sae.cfg.d_sae, n_steps, self.cfg.dead_feature_window)
+        total, n_tokens = self.cfg.total_training_samples, self.cfg.train_batch_size_samples
+        n_all = -(-total // n_tokens) * n_tokens  # the last batch is a whole one
+        watch = HealthWatch(self.sae.cfg.d_sae, total // n_tokens, self.cfg.dead_feature_window)
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
-            tqdm(
-                total=total,
-                initial=self.n_training_samples,
-                desc="Training",
-                unit="tok",
-                unit_scale=True,
-                disable=not self.division.ranks.is_first,
+            # The last batch is a whole one.
+            token_bar(
+                "Training",
+                -(-total // n_tokens) * n_tokens,
+                self.n_training_samples,
+                shown=self.division.ranks.is_first,
             ) as bar,
         ):
             while self.n_training_samples < total:

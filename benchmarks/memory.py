@@ -45,6 +45,9 @@ N_STEPS = 1_000_000
 class Sample(NamedTuple):
     """The training process at one moment."""
 
+    seconds: float
+    """Since the training process began."""
+
     rss_mb: float
     descriptors: int
     threads: int
@@ -95,10 +98,12 @@ def watch(n_samples: int, folder: Path, pair_folder: Path) -> list[Sample]:
         assert process.is_alive(), "the training process ended before it trained"
     watched = psutil.Process(process.pid)
     samples: list[Sample] = []
+    start = time.monotonic()
     for _ in range(n_samples):
         time.sleep(INTERVAL_SECONDS)
         with watched.oneshot():
-            samples.append(Sample(watched.memory_info().rss / 2**20, watched.num_fds(), watched.num_threads()))
+            rss_mb, n_files, n_threads = watched.memory_info().rss / 2**20, watched.num_fds(), watched.num_threads()
+        samples.append(Sample(time.monotonic() - start, rss_mb, n_files, n_threads))
     process.terminate()
     process.join()
     if process.exitcode != 0:
@@ -106,11 +111,13 @@ def watch(n_samples: int, folder: Path, pair_folder: Path) -> list[Sample]:
     return samples
 
 
-def slope(values: Sequence[float], block: int = BLOCK) -> Slope:
-    """Slope of values that are `INTERVAL_SECONDS` apart, by the hour."""
+def slope(seconds: Sequence[float], values: Sequence[float], block: int = BLOCK) -> Slope:
+    """Slope of values at these times, by the hour."""
     n_blocks = len(values) // block
-    means = np.asarray(values[: n_blocks * block]).reshape(n_blocks, block).mean(axis=1)
-    hours = np.arange(n_blocks) * block * INTERVAL_SECONDS / 3600
+    hours, means = (
+        np.asarray(row[: n_blocks * block]).reshape(n_blocks, block).mean(axis=1)
+        for row in (np.asarray(seconds) / 3600, values)
+    )
     centred = hours - hours.mean()
     value = float(centred @ means / (centred @ centred))
     residuals = means - means.mean() - value * centred
@@ -121,9 +128,10 @@ def summary(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """One row for each thing that was watched; begin and end are medians of a block of samples."""
     warm = samples[len(samples) // 6 :]
     rows: list[dict[str, Any]] = []
-    for name in Sample._fields:
+    seconds = [sample.seconds for sample in warm]
+    for name in Sample._fields[1:]:
         values = [getattr(sample, name) for sample in warm]
-        fitted = slope(values)
+        fitted = slope(seconds, values)
         rows.append(
             {
                 "name": name,

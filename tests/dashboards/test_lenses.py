@@ -21,7 +21,7 @@ def test_each_source_has_its_own_slice_and_unembedding(widths: tuple[int, ...]) 
     start = 0
     for lens, model, width in zip(lenses, made.joint.source_models, widths, strict=True):
         expected = made.sae.W_dec[:, start : start + width] @ model.W_U
-        torch.testing.assert_close(lens.logits(range(D_SAE)), expected.detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.stack([*lens.each_logits(range(D_SAE))]), expected.detach(), rtol=0, atol=1e-5)
         start += width
     assert start == made.joint.sources.d_in
 
@@ -29,7 +29,9 @@ def test_each_source_has_its_own_slice_and_unembedding(widths: tuple[int, ...]) 
 def test_the_row_of_a_difference_goes_through_both_unembeddings() -> None:
     made = subject(combine="difference")
     for lens, model in zip(source_lenses(made), made.joint.source_models, strict=True):
-        torch.testing.assert_close(lens.logits([2, 8]), (made.sae.W_dec[[2, 8]] @ model.W_U).detach())
+        torch.testing.assert_close(
+            torch.stack([*lens.each_logits([2, 8])]), (made.sae.W_dec[[2, 8]] @ model.W_U).detach()
+        )
 
 
 def test_directions_are_those_of_decode_where_they_differ_from_the_weights() -> None:

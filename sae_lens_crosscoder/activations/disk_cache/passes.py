@@ -46,16 +46,14 @@ class CachedPasses:
         """Begin anew, in an order of the epoch's own."""
         self._reader.begin_epoch(epoch)
 
-    def next_pass(
-        self, is_stopped: Callable[[], bool]
-    ) -> tuple[Int[Tensor, "batch row"], list[Float[Tensor, "*rows _d_part"]]] | None:
+    def next_pass(self) -> tuple[Int[Tensor, "batch row"], list[Float[Tensor, "*rows _d_part"]]] | None:
         """The next tokens and their activations, one tensor a part; None at the end of the epoch.
 
         Raises:
             ConfigError: The models have other weights than those that the cache was made of.
             DataError: A damaged cache, or one whose writers do not go on.
         """
-        block = self._reader.next_block(is_stopped)
+        block = self._reader.next_block()
         if block is None:
             return None
         activations = block.activations

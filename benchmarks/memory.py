@@ -82,7 +82,7 @@ def train(folder: Path, pair_folder: Path, begun: Event) -> None:
     try:
         runner.run()
     except TrainingInterrupted as interrupted:
-        assert interrupted.checkpoint is not None
+        sys.exit(0 if interrupted.checkpoint is not None else 1)
 
 
 def watch(n_samples: int, folder: Path, pair_folder: Path) -> list[Sample]:

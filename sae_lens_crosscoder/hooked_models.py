@@ -109,6 +109,16 @@ def input_device(model: HookedModel) -> torch.device:
     return next(model.parameters()).device
 
 
+def n_token_ids(model: HookedModel) -> int | None:
+    """How many token ids a model can read; None for a model that does not say."""
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if d_vocab is not None:
+        return d_vocab
+    inner: Any = getattr(model, "model", None)
+    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    return getattr(embedding, "num_embeddings", None)
+
+
 def _not_loaded(source: Source, error: Exception) -> NotFoundError:
     name = source.model_name
     # A name of the Hub has one slash; anything with more is a path, and from here there is nothing at its end.

@@ -24,9 +24,9 @@ def with_others() -> Generator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors too
         raise LostProcessError(
-            f"This process waited in vain for another one: {first_line(error)}. That one was killed, failed, or hung for "
-            "longer than process_timeout_seconds; what it printed says why. Nothing of the last checkpoint is lost: "
-            "start the run anew with resume_from_checkpoint='auto', on as many processes as there are."
+            f"This process waited in vain for another one: {first_line(error)}. That one was killed, failed, or hung "
+            "for longer than process_timeout_seconds; what it printed says why. Nothing of the last checkpoint is "
+            "lost: start the run anew with resume_from_checkpoint='auto', on as many processes as there are."
         ) from error
 
 

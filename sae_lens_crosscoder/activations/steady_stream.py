@@ -22,8 +22,15 @@ def steady(documents: Dataset | IterableDataset, title: str, care: StreamCare) -
         documents: One opened data set.
         title: What messages call it.
         care: Shared by all streams of a store.
+
+    Raises:
+        DataError: A data set in memory without any document.
     """
-    stream = documents if isinstance(documents, IterableDataset) else documents.to_iterable_dataset()
+    if isinstance(documents, Dataset):
+        if len(documents) == 0:
+            raise DataError(f"Data set {title!r} is empty. Look at its path, split and configuration name.")
+        documents = documents.to_iterable_dataset()
+    stream = documents
     stream = stream.with_format(None)
     stream._ex_iterable = SteadyStream(stream._ex_iterable, title, care)  # pyright: ignore[reportPrivateUsage]
     return stream

@@ -37,6 +37,7 @@ from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.activations.steady_stream import steady
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
 from sae_lens_crosscoder.activations.stream_care import StreamCare
+from sae_lens_crosscoder.activations.token_ids import check_token_ids
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
@@ -143,7 +144,7 @@ class PairedActivationsStore(ActivationsStore):
                 activations_mixing_fraction=cfg.mix_fraction,
             )
         self.cfg = cfg
-        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
+        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest, cfg.autocast_lm)
         self.generator = torch.Generator().manual_seed(seed)
         self.epochs = Epochs(
             [_CACHED] if self._cache is not None else self.dataset_labels, cfg.sequence_format.context_size
@@ -220,8 +221,7 @@ class PairedActivationsStore(ActivationsStore):
         The data begin anew when they end. If it fails, nothing was read: the same sequences come again.
 
         Raises:
-            DataError: All tokens of the data are dropped, the data or the cache are damaged, or a stream broke for
-                good.
+            DataError: All tokens are dropped, data or cache are damaged or of other models, or a stream broke for good.
             NonFiniteError: Activations that are infinite or not a number.
             ConfigError: The cache holds activations of other models.
             WaitStopped: The run was asked to stop while a stream or the cache was waited for.
@@ -285,6 +285,7 @@ class PairedActivationsStore(ActivationsStore):
         except StopIteration:
             self._end_epoch()
             tokens = self.get_batch_tokens(move_to_model_device=False)
+        check_token_ids(tokens, self.model)
         return tokens, self.harvest(tokens)
 
     def _end_epoch(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_crosscoder.errors import ConfigError
@@ -11,6 +12,7 @@ from sae_lens_crosscoder.training.parallel.layouts import check_dictionary_layou
 if TYPE_CHECKING:
     from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 
@@ -36,4 +38,10 @@ def check_values(cfg: CrosscoderRunnerConfig[Any]) -> None:
             f"context_size={cfg.context_size} and store_batch_size_prompts={cfg.store_batch_size_prompts} must "
             "be positive."
         )
-    _ = cfg.patience
+    _ = cfg.patience  # which checks itself
+    if _TOKEN.search(f"{cfg.dataset_path} {cfg.datasets} {cfg.model_from_pretrained_kwargs}"):
+        raise ConfigError(
+            "The configuration holds what looks like an access token of the Hub. It would be written into every "
+            "checkpoint and sent to W&B. Take it out, log in with `hf auth login` or set HF_TOKEN, and revoke it if it "
+            "was shared."
+        )

@@ -19,7 +19,7 @@ DEAD_SHARE = 0.7
 SPIKE_FACTOR = 5.0
 """How many times the usual loss a loss is that is warned of."""
 _N_USUAL = 20  # readings whose median is the usual loss
-_N_STALLED = 20  # readings in a row without any explained variance
+_N_STALLED, _STEPS_STALLED = 20, 200  # readings in a row without any explained variance, and steps they go over
 _BEGINNING = 0.25  # share of the run in which nothing explained is nothing unusual
 _EXPLAINED = "metrics/explained_variance/"
 
@@ -53,7 +53,7 @@ class HealthWatch:
     def __init__(self, d_sae: int, n_steps: int, dead_after_steps: float) -> None:
         self._d_sae, self._n_steps, self._dead_after_steps = d_sae, n_steps, dead_after_steps
         self._losses: deque[float] = deque(maxlen=_N_USUAL)
-        self._n_stalled: dict[str, int] = {}
+        self._stalled: dict[str, list[int]] = {}
         self._told: set[str] = set()
 
     def look(self, step: int, row: Mapping[str, Any]) -> None:
@@ -87,15 +87,19 @@ class HealthWatch:
 
     def _look_at_source(self, step: int, label: str, explained: float) -> None:
         # NaN, where neither activations nor reconstructions vary, explains nothing either.
-        self._n_stalled[label] = 0 if explained > 0 else self._n_stalled.get(label, 0) + 1
-        if self._n_stalled[label] == _N_STALLED:
+        steps = self._stalled.setdefault(label, [])
+        if explained > 0:
+            steps.clear()
+            return
+        steps.append(step)
+        if len(steps) >= _N_STALLED and step - steps[0] >= _STEPS_STALLED:
             # No variance at all up to rounding gives NaN, or an error that is many times the variance.
             is_constant = not math.isfinite(explained) or explained < -1e6
             what = "its activations are the same for every token" if is_constant else "it is not learnt"
             self._tell_once(
                 f"source {label}",
                 f"Of source {label!r} nothing is explained (explained variance {explained:.3g} at step {step}, at most "
-                f"0 in {_N_STALLED} readings in a row): {what}. Look at its model and hook_name, and at its activation "
+                f"0 since step {steps[0]}): {what}. Look at its model and hook_name, and at its activation "
                 "scale; a source that stands still makes every latent look exclusive to the others.",
             )
 

@@ -24,9 +24,9 @@ def train(folder: Path, data: Any = None, model: Any = None, **fields: Any) -> N
         "resume_from_checkpoint": "auto",
         "stream_retry_seconds": 0.01,
     }
-    torch.manual_seed(5)
     cfg = run_config(fields.pop("sae", None) or batchtopk_config(dtype="float64"), folder, **{**values, **fields})
     pair = model or tiny_pair(dtype=torch.float64, tokenizer=tiny_tokenizer())
+    torch.manual_seed(5)  # after the models, whose making draws numbers as well
     CrosscoderTrainingRunner(cfg, token_dataset(90) if data is None else data, pair).run()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -122,7 +121,7 @@ def test_a_cache_gives_the_activations_of_the_models(golden: Path) -> None:
 
 
 def test_golden_folders_hold_no_path_of_the_machine_that_made_them() -> None:
-    places = {str(Path.home()), os.getcwd(), sys.prefix, "/tmp/"}
+    places = {str(Path.home()), str(Path.cwd()), sys.prefix, "/tmp/"}
     for version in VERSIONS:
         for path in (Path(__file__).parent / version).rglob("*.*"):
             content = path.read_bytes() if path.is_file() else b""

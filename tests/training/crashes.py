@@ -97,7 +97,7 @@ class Outcome:
     """What was seen after one kill and one new start."""
 
     moment: float
-    """Share of the unbroken run's time after which the run was killed: from its imports, or its first checkpoint, on."""
+    """Share of the unbroken run's time, from its imports or its first checkpoint on, after which the run was killed."""
 
     killed: bool
     """Whether the run was still there to be killed."""

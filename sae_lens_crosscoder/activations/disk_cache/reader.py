@@ -125,6 +125,11 @@ class CacheReader:
         if number >= self._n_shards:
             return False
         n_sequences, step = self._shards[number].n_sequences, self._n_sequences_a_block
+        if not 0 < n_sequences <= self.description.n_sequences_a_shard:
+            raise DataError(
+                f"The manifests of {self.folder} give shard {number} {n_sequences} sequences, but a shard has 1 to "
+                f"{self.description.n_sequences_a_shard}: a manifest was changed. Make the cache anew."
+            )
         starts = range(0, n_sequences, step)
         self._blocks += [(number, slice(start, min(start + step, n_sequences))) for start in starts]
         self._n_shards_in_blocks += 1

@@ -1,4 +1,4 @@
-"""Products on active pairs in torch's embedding bags, which read each vector once and write each sum once."""
+"""Products on active pairs in torch's embedding bags, which write each sum once; faster with numbers of 32 bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def weighted_sums(
         values: By what each pair multiplies its vector.
         out: Memory to write to, if there is some.
     """
-    values = values.contiguous()
+    members, starts, values = members.int(), starts.int(), values.contiguous()
     out = vectors.new_empty(len(starts), vectors.shape[1]) if out is None else out
     for first in range(0, vectors.shape[1], _COLUMNS):
         columns = slice(first, first + _COLUMNS)
@@ -41,6 +41,7 @@ def dots(
     of_rows: Float[Tensor, "n_rows d"], of_latents: Float[Tensor, "n_latents d"], ordered: LatentOrder
 ) -> Float[Tensor, " n_pairs"]:
     """Of every pair, in the order of latents, the dot product of its row's and its latent's vector."""
+    rows, starts, latents = (numbers.int() for numbers in (ordered.rows, ordered.starts, ordered.latents))
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        of_latents, of_rows.contiguous(), ordered.rows, ordered.starts, ordered.latents, _SUM
+        of_latents, of_rows.contiguous(), rows, starts, latents, _SUM
     )

@@ -51,8 +51,11 @@ def encoder_of(
     sae: TrainingCrosscoder[T_TRAINING_CROSSCODER_CONFIG],
     x: Float[Tensor, "batch d_in"],
     norms: Float[Tensor, " d_sae"],
+    b_enc: Float[Tensor, " d_sae"] | None = None,
 ) -> AnyEncoder:
     """What scores a batch on its device, by decoder norms c, in the precision that is asked for.
+
+    Other encoder biases than the crosscoder's score by how far pre-activations are above another number than 0.
 
     Under autocast in bfloat16 the encoder's product is one of rounded inputs, as with `encoder_precision="bfloat16"`.
     Decoding and the gradients on pairs stay in the weights' dtype: they are bound by memory, and autocast would round
@@ -60,7 +63,8 @@ def encoder_of(
     """
     is_rounded = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
     kind = ChunkEncoder if x.device.type in CHUNKED_DEVICES else PairEncoder
-    return kind(x, sae.W_enc, sae.b_enc, norms, "bfloat16" if is_rounded else sae.cfg.encoder_precision)
+    bias = sae.b_enc if b_enc is None else b_enc
+    return kind(x, sae.W_enc, bias, norms, "bfloat16" if is_rounded else sae.cfg.encoder_precision)
 
 
 def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.0) -> str | None:

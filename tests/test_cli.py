@@ -101,8 +101,8 @@ def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_li
 
     strongest = int(best[0]["latent"])
     monkeypatch.setattr(SavedRun, "dead", torch.arange(24) == strongest)
-    for chosen, is_left_out in ((chosen, True), (["--latents", str(strongest), *chosen[4:]], False)):
-        assert cli.main(["dashboard", str(out), *chosen, "--datasets", data(models)]) == 0
+    for flags, is_left_out in ((chosen, True), (["--latents", str(strongest), *chosen[4:]], False)):
+        assert cli.main(["dashboard", str(out), *flags, "--datasets", data(models)]) == 0
         assert ("dead latents" in capsys.readouterr().out) == is_left_out
         (listed,) = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
         assert (strongest in listed["latents"]) != is_left_out

@@ -57,9 +57,7 @@ def test_chunks_of_something_else_are_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["sae-lens-crosscoder", "sae-dashboard"])
 def test_chunks_of_another_version_are_removed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(tmp_path)
-    monkeypatch.setattr(
-        chunks, "installed_version", lambda asked: "0.0.1" if asked == name else installed_version(n)
-    )
+    monkeypatch.setattr(chunks, "installed_version", lambda n: "0.0.1" if n == name else installed_version(n))
     assert folder(tmp_path).pending == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["list.json"]
 

@@ -30,7 +30,7 @@ endef
 
 .DELETE_ON_ERROR:
 .PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
-.PHONY: lint format types imports check clean
+.PHONY: lint format types imports check dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -97,5 +97,11 @@ imports: $(STAMP) ## import-linter: the layers of ARCHITECTURE.md
 
 check: lint types imports ## lint, types and imports
 
+dist: $(STAMP) ## build the wheel and the sdist into dist/, and check what an index would say of them
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site
+	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist

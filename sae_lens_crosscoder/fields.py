@@ -93,7 +93,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise NotFoundError(f"There is no configuration file at {file}.")
     try:
         values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    # YAML's own types (dates, integers with a tag) fail by whatever their conversion raises.
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")

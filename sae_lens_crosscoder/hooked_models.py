@@ -108,6 +108,16 @@ def input_device(model: HookedModel) -> torch.device:
     return next(model.parameters()).device
 
 
+def n_token_ids(model: HookedModel) -> int | None:
+    """How many token ids a model can read; None for a model that does not say."""
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if d_vocab is not None:
+        return d_vocab
+    inner: Any = getattr(model, "model", None)
+    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    return getattr(embedding, "num_embeddings", None)
+
+
 def _not_loaded(source: Source, error: Exception) -> NotFoundError:
     return NotFoundError(
         f"The model {source.model_name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "

@@ -40,6 +40,18 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--base", metavar="LABEL", help="the base model; default the first source")
         self.add_argument("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
 
+    def add_fields(self, flags: Mapping[str, str]) -> None:
+        """Declare fields of a configuration, with their meaning, for a shell to complete."""
+        for flag, meaning in flags.items():
+            if flag not in self.own_flags:
+                self.add_argument(flag, help=meaning.replace("%", "%%"))
+
+    def complete_paths(self, completer: object) -> None:
+        """Have a shell complete every argument that is a path."""
+        for action in self._actions:
+            if action.type is Path:
+                vars(action)["complete"] = completer
+
     def runs(
         self, command: Callable[[argparse.Namespace], None], *, takes_fields: bool = False, when_stopped: str = ""
     ) -> None:

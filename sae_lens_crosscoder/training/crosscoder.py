@@ -26,6 +26,7 @@ from sae_lens_crosscoder.training.latent_layout import LatentLayout, check_width
 from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.parallel.latent_shard import LatentShard
 from sae_lens_crosscoder.training.sparse.encoder import EncoderPrecision
+from sae_lens_crosscoder.training.sparse.gradient_memory import GradientMemory
 
 CANONICAL_NORMS = "canonical_norms"
 """Tensor saved beside the canonical form: n_j, by which latents were multiplied."""
@@ -181,6 +182,8 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         self.layout = cfg.layout
         self.division = Division()
         """How steps are divided over ranks."""
+        self.gradient_memory = GradientMemory()
+        """Where a sparse step writes gradients of its weights."""
         self._held_weights: dict[str, weakref.ref[nn.Parameter]] = {}
         super().__init__(cfg, use_error_term)
         if cfg.difference_weight != 0:
@@ -208,6 +211,16 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     def shard(self) -> LatentShard:
         """The latents that are here."""
         return self.division.shard(self.cfg.d_sae)
+
+    @override
+    def process_sae_in(self, sae_in: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """What is encoded: activations, minus the decoder bias if `apply_b_dec_to_input`.
+
+        SAELens subtracts the bias times 0 otherwise, whose gradient takes one more product of a step.
+        """
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        sae_in = self.run_time_activation_norm_fn_in(sae_in)
+        return sae_in - self.b_dec if self.cfg.apply_b_dec_to_input else sae_in
 
     def pre_activations(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """X W_enc + b_enc."""

@@ -54,7 +54,7 @@ class SavedRun:
         """
         try:
             return SAE.load_from_disk(self.folder, device=self.device)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property
@@ -101,6 +101,7 @@ class SavedRun:
         Raises:
             NotFoundError: The folder holds no run configuration.
             ConfigError: A field that cannot be.
+            SourceError: The file wants code of a model's repository to be run.
         """
         path = self.folder / RUNNER_CFG_FILENAME
         if not path.is_file():
@@ -110,4 +111,6 @@ class SavedRun:
         values = read_config_file(path)
         if overrides and overrides.get("datasets"):
             values["dataset_path"] = ""
-        return CrosscoderRunnerConfig.from_dict(merged(values, {**(overrides or {}), "verbose": False}))
+        cfg = CrosscoderRunnerConfig.from_dict(merged(values, {**(overrides or {}), "verbose": False}))
+        cfg.joint_sources.check_trusted()
+        return cfg

@@ -6,6 +6,7 @@ f = ReLU(sum_m x~^m W_enc^m + b_enc), x~^^m = f W_dec^m + b_dec^m. The decoder b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sae_lens_crosscoder.errors import CheckpointError
@@ -42,6 +43,26 @@ def pair_config(folder: CheckpointFolder) -> ConfigValues | None:
     """The configuration of the first pair in the folder; None without one, or if it is damaged."""
     pairs = numbered_pairs(folder)
     return readable_config(folder, f"{pairs[0]}_cfg.json") if pairs else None
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """The weights and the configuration of a system by their names; numbered pairs are told by a configuration key."""
+
+    weights: str
+    config: str
+    key: str
+
+    def are_in(self, folder: CheckpointFolder) -> bool:
+        """Whether the folder holds both files, or a pair whose configuration has the key."""
+        if folder.has(self.weights, self.config):
+            return True
+        config = pair_config(folder)
+        return config is not None and self.key in config
+
+    def in_folder(self, folder: CheckpointFolder) -> tuple[str, str]:
+        """The names of weights and configuration in the folder; CheckpointError as for `only_pair`."""
+        return (self.weights, self.config) if folder.has(self.weights, self.config) else only_pair(folder)
 
 
 def readable_config(folder: CheckpointFolder, name: str) -> ConfigValues | None:

@@ -8,24 +8,16 @@ from __future__ import annotations
 
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, read_four, relu_crosscoder
+from sae_lens_crosscoder.hub.formats.four_tensors import NamedFiles, read_four, relu_crosscoder
 from sae_lens_crosscoder.hub.options import UNKNOWN, ReadOptions
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
-_FILES = ("cc_weights.pt", "cfg.json")
-
-
-def detect(folder: CheckpointFolder) -> bool:
-    """Whether the folder holds the published files, or a pair whose configuration names a hook point."""
-    if folder.has(*_FILES):
-        return True
-    config = pair_config(folder)
-    return config is not None and "hook_point" in config
+_FILES = NamedFiles("cc_weights.pt", "cfg.json", key="hook_point")
 
 
 def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     """The crosscoder over raw activations."""
-    weights, config_name = _FILES if folder.has(*_FILES) else only_pair(folder)
+    weights, config_name = _FILES.in_folder(folder)
     config = folder.config(config_name)
     table, taken = read_four(folder, weights, config)
     n, d = table.size("sources"), table.size("d")
@@ -39,5 +31,5 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
 
 
 KISSANE = CheckpointFormat(
-    "kissane", "cfg.json + cc_weights.pt, or <n>.pt + <n>_cfg.json", detect, read, frozenset({"scales"})
+    "kissane", "cfg.json + cc_weights.pt, or <n>.pt + <n>_cfg.json", _FILES.are_in, read, frozenset({"scales"})
 )

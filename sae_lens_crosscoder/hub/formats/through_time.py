@@ -10,26 +10,18 @@ import warnings
 
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
-from sae_lens_crosscoder.hub.formats.four_tensors import only_pair, pair_config, read_four, relu_crosscoder
+from sae_lens_crosscoder.hub.formats.four_tensors import NamedFiles, read_four, relu_crosscoder
 from sae_lens_crosscoder.hub.options import ReadOptions
 from sae_lens_crosscoder.hub.weights import CrosscoderWeights
 
-_FILES = ("cc_weights.pt", "cc_cfg.json")
-
-
-def detect(folder: CheckpointFolder) -> bool:
-    """Whether the folder holds its two files, or a pair whose configuration says how many models there are."""
-    if folder.has(*_FILES):
-        return True
-    config = pair_config(folder)
-    return config is not None and "n_models" in config
+_FILES = NamedFiles("cc_weights.pt", "cc_cfg.json", key="n_models")
 
 
 def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
     """The crosscoder over raw activations."""
-    weights, config_name = _FILES if folder.has(*_FILES) else only_pair(folder)
+    weights, config_name = _FILES.in_folder(folder)
     config = folder.config(config_name)
-    if config_name not in _FILES:
+    if config_name != _FILES.config:
         config.integer("n_models")  # without it the pair is of Kissane et al. or of Nanda
     table, taken = read_four(folder, weights, config)
     n = table.size("sources")
@@ -47,5 +39,5 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> CrosscoderWeights:
 
 
 THROUGH_TIME = CheckpointFormat(
-    "crosscoder-through-time", "cc_weights.pt + cc_cfg.json", detect, read, frozenset({"scales"})
+    "crosscoder-through-time", "cc_weights.pt + cc_cfg.json", _FILES.are_in, read, frozenset({"scales"})
 )

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    TokenBar = tqdm[Any]
-else:
-    TokenBar = tqdm  # takes no type while it runs, and type checkers of tests look at annotations then
+# Earlier versions of tqdm have no type parameter when they run.
+Bar = tqdm[Any] if TYPE_CHECKING else tqdm
 
 
-def token_bar(title: str, n_tokens: int, done: int = 0, *, shown: bool = True) -> TokenBar:
+def token_bar(title: str, n_tokens: int, done: int = 0, *, shown: bool = True) -> Bar:
     """A bar that is told how many tokens were read, by `update`.
 
     Args:

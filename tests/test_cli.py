@@ -182,6 +182,13 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
         (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
+        (["tran", "run.yaml"], "There is no command 'tran'. Did you mean `train`?"),
+        (["compare"], "There is no command 'compare'. sae-lens-crosscoder --help lists those that there are."),
+        (
+            ["diff", "nowhere", "--bugdet-tokens", "9"],
+            "`diff` has no flag --bugdet-tokens. Did you mean --budget-tokens?",
+        ),
+        (["demo", "--device", "coda"], "device='coda' is no device. Use 'cpu', 'cuda', 'cuda:1' or 'mps'."),
         (["train", "--lr"], "--lr has no value"),
         (["train", "--dataset", "path"], "'path' is no field=value"),
         (["train", "--lr", "1"], "needs `sae` with its `architecture`"),
@@ -197,6 +204,28 @@ def test_bad_input_ends_with_code_2_and_one_clear_line(
     assert message in error
     assert error.startswith("error: ")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_model_folder_that_is_not_seen_from_here_is_said_to_be_one(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [word.replace(str(models), "out/demo/pair") for word in train_arguments(models, tmp_path / "out")]
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    assert f"there is no such folder in {tmp_path}, which the path is read from" in capsys.readouterr().err
+
+
+def test_the_bare_program_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([])
+    assert exit_.value.code == 0
+    assert "show what differs between the models" in capsys.readouterr().out
+
+
+def test_fields_that_are_written_with_hyphens_are_fields() -> None:
+    _, commands = cli.parsers()
+    for flag in ("--training-tokens", "--n-eval-batches", "--context-size"):
+        assert cli.split_fields(["cache", flag, "1"], commands)[1] == [flag, "1"]
 
 
 def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:

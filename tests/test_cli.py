@@ -18,6 +18,7 @@ from sae_lens_crosscoder import cli
 from sae_lens_crosscoder.cli import diff as diff_command
 from sae_lens_crosscoder.cli.parser import parse_fields
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.saved_run import SavedRun
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
 
 
 def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "crosscoder"
     assert cli.main(train_arguments(models, out)) == 0
@@ -97,6 +98,14 @@ def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_li
     best = sorted(rows, key=lambda row: -float(row["kl_attribution"]))[:3]
     listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
     assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
+
+    strongest = int(best[0]["latent"])
+    monkeypatch.setattr(SavedRun, "dead", torch.arange(24) == strongest)
+    for flags, is_left_out in ((chosen, True), (["--latents", str(strongest), *chosen[4:]], False)):
+        assert cli.main(["dashboard", str(out), *flags, "--datasets", data(models)]) == 0
+        assert ("dead latents" in capsys.readouterr().out) == is_left_out
+        (listed,) = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
+        assert (strongest in listed["latents"]) != is_left_out
 
     steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
     assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0

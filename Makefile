@@ -8,8 +8,8 @@ DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
 # Benchmarks are the programs of their folder; the rest are modules that these share.
 BENCHMARKS := $(shell grep -l '__main__' benchmarks/*.py)
-# They need sae-dashboard, or a GPU.
-BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py
+# They need sae-dashboard, a GPU, or an hour.
+BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py benchmarks/memory.py
 
 VENV := .venv
 VENV_DASHBOARD := .venv-dashboard
@@ -29,7 +29,8 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
+.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials
+.PHONY: bench bench-dashboard bench-gpu bench-memory
 .PHONY: lint format types imports check dist clean
 
 help: ## show this list
@@ -80,6 +81,9 @@ bench-dashboard: $(STAMP_DASHBOARD) ## run the benchmark of dashboards, which ne
 
 bench-gpu: $(STAMP) ## measure a training step on a CUDA device; status 2 without one (TORCH= for a CUDA build)
 	$(BIN)/python benchmarks/step_gpu.py $(BENCH_ARGS)
+
+bench-memory: $(STAMP) ## train for ten minutes (BENCH_ARGS= for an hour) and see that memory, files and threads stay
+	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
     """`--lr 1e-4 --sae.k 50 --flag=true` as `{"lr": 1e-4, "sae": {"k": 50}, "flag": True}`.
 
     Raises:
-        ConfigError: A flag without a value, or a value without a flag.
+        ConfigError: A flag without a value, a value without a flag, or a field of what another flag gives as a value.
     """
     values: dict[str, Any] = {}
     remaining = list(arguments)
@@ -115,6 +115,8 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
         *groups, field = name.split(".")
         for group in groups:
             target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--{name} sets a field of {group!r}, which another flag gives as {target!r}.")
         target[field.replace("-", "_")] = _parse_value(text)
     return values
 
@@ -128,8 +130,8 @@ def parse_pairs(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{text!r} is no JSON object: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{text[:200]!r} is no JSON object: {error}.") from error
     pairs = [part.partition("=") for part in text.split(",")]
     broken = [name for name, equals, _ in pairs if not equals]
     if broken:
@@ -145,5 +147,5 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of more digits than Python reads, brackets of brackets
         return None if text == "None" else text

@@ -132,4 +132,7 @@ def _left_out_of_inference(folder: Path, device: str) -> dict[str, torch.Tensor]
 
 
 def _stages(metadata: Mapping[str, Any]) -> list[str | None]:
-    return [*(metadata.get("parent_stages") or []), metadata.get("stage")]
+    before = metadata.get("parent_stages") or []
+    if not isinstance(before, list):
+        raise DataError(f"The metadata of the crosscoder have parent_stages={before!r}, which is no list of names.")
+    return [*cast("list[str | None]", before), metadata.get("stage")]

@@ -16,6 +16,7 @@ from helpers import batchtopk_config, cache_of, paired_store, run_config, tiny_p
 from hypothesis import strategies as st
 
 from sae_lens_crosscoder import CrosscoderTrainingRunner
+from sae_lens_crosscoder.activations import CacheReader
 from sae_lens_crosscoder.diffing import PairGeometry
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
 from sae_lens_crosscoder.diffing.diff_report.decoder_columns import norm_columns, pair_columns
@@ -121,3 +122,12 @@ def damaged_file(data: st.DataObject, folder: Path, names: list[str]) -> bool:
 def changed_json(data: st.DataObject, path: Path) -> None:
     """Another value in a JSON file, which stays JSON."""
     path.write_text(json.dumps(data.draw(changed(json.loads(path.read_text())))))
+
+
+def read_cache(folder: Path) -> None:
+    """All of a cache, in the order of the text and once more in another."""
+    reader = CacheReader(folder, 4, patience_seconds=-1)
+    for epoch in range(2):
+        reader.begin_epoch(epoch)
+        while reader.next_block() is not None:
+            pass

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from fuzz.cases import GOOD_RUN, GOOD_SOURCES, VALUES, changed, only_our_errors, scratch
 from helpers import fresh_tokenizer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sae_lens_crosscoder import CrosscoderRunnerConfig, DatasetConfig, Sources
@@ -51,6 +51,10 @@ def test_data_sets(values: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["--lr", "1e-4", "--sae.k", "--sae", "--a.b.c=1"]), max_size=6))
+@example(["--sae", "1e-4", "--sae.k", "1"])
+@example(["--sae.k", "1", "--sae.k.b=1"])
+@example(["--lr", "[" * 100_000])
+@example(["{" + '"a":{' * 100_000])
 def test_flags(arguments: list[str]) -> None:
     only_our_errors(parse_fields, arguments)
     for argument in arguments:

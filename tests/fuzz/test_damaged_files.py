@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fuzz.cases import DAMAGE, changed_json, copy_of, damaged, damaged_file, only_our_errors, saved
+from fuzz.cases import DAMAGE, changed_json, copy_of, damaged, damaged_file, only_our_errors, read_cache, saved
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lens_crosscoder import load_crosscoder
-from sae_lens_crosscoder.activations import CacheReader
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
 from sae_lens_crosscoder.errors import CrosscoderError
 from sae_lens_crosscoder.manifest import check_manifest
@@ -80,29 +79,18 @@ def test_changed_manifests(data: st.DataObject) -> None:
     read_manifests(copy)
 
 
-def read_cache(folder: Path) -> None:
-    def read() -> None:
-        reader = CacheReader(folder, 4, patience_seconds=-1)
-        for epoch in range(2):
-            reader.begin_epoch(epoch)
-            while reader.next_block() is not None:
-                pass
-
-    only_our_errors(read)
-
-
 @given(st.data())
 def test_damaged_caches(data: st.DataObject) -> None:
     copy = copy_of(saved() / "cache")
     damaged_file(data, copy, sorted(path.name for path in copy.iterdir()))
-    read_cache(copy)
+    only_our_errors(read_cache, copy)
 
 
 @given(st.data())
 def test_changed_headers_of_caches(data: st.DataObject) -> None:
     copy = copy_of(saved() / "cache")
     changed_json(data, copy / data.draw(st.sampled_from(["cache.json", "manifest-00000.json"])))
-    read_cache(copy)
+    only_our_errors(read_cache, copy)
 
 
 @given(DAMAGE)

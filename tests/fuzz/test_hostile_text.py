@@ -24,6 +24,8 @@ TEXTS = st.text(max_size=20) | HOSTILE | WRITTEN
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
+@example(["\ud800"])
+@example(["a", "\udfffb"])
 def test_chats_of_hostile_text(messages: list[str]) -> None:
     chat = [{"role": ("user", "assistant")[n % 2], "content": message} for n, message in enumerate(messages)]
     template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"

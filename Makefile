@@ -37,14 +37,9 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
 .PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials
 .PHONY: bench bench-dashboard bench-gpu bench-memory
-.PHONY: lint format types imports check dist clean
-=======
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
-.PHONY: lint format types imports check mutation clean
->>>>>>> wt4-f
+.PHONY: lint format types imports check mutation dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -114,18 +109,16 @@ imports: $(STAMP) ## import-linter: the layers of ARCHITECTURE.md
 
 check: lint types imports ## lint, types and imports
 
-<<<<<<< HEAD
 dist: $(STAMP) ## build the wheel and the sdist into dist/, and check what an index would say of them
 	rm -rf dist
 	$(BIN)/python -m pip install --quiet build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-=======
+
 mutation: $(STAMP) ## mutation tests of diffing, folding and selection; MUTATE= and MUTATION_TESTS= choose (see CONTRIBUTING.md)
 	$(BIN)/python -m pip install --quiet "mutmut>=3.8,<3.9"
 	PYTHONPATH=tests $(BIN)/python -m pytest -q -s -p mutation -m "not slow" \
 		$(addprefix --mutate sae_lens_crosscoder/,$(MUTATE)) $(PYTEST_ARGS) $(MUTATION_TESTS)
->>>>>>> wt4-f
 
 clean: ## remove the virtual environments and caches
 	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist

@@ -18,6 +18,14 @@ BIN_DASHBOARD := $(VENV_DASHBOARD)/bin
 STAMP := $(VENV)/.installed
 STAMP_DASHBOARD := $(VENV_DASHBOARD)/.installed
 
+# What is mutated, and the tests that have to notice it.
+MUTATE ?= $(addprefix diffing/,geometry.py classes.py latent_scaling.py scaling_result.py latent_statistics.py \
+	top_contexts.py rotation.py) $(addprefix training/,sparse/ties.py sparse/chunk_selection.py sparse/selection.py \
+	parallel/kth_largest.py crosscoder.py batchtopk_crosscoder.py) activations/scaler.py hub/weights.py
+MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py training/sparse/test_*selection.py \
+	training/parallel/test_kth_largest.py training/test_*crosscoder.py training/test_contract.py \
+	activations/test_scaler.py hub/test_formats.py hub/formats))
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -31,7 +39,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials
 .PHONY: bench bench-dashboard bench-gpu bench-memory
-.PHONY: lint format types imports check dist clean
+.PHONY: lint format types imports check mutation dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -106,6 +114,11 @@ dist: $(STAMP) ## build the wheel and the sdist into dist/, and check what an in
 	$(BIN)/python -m pip install --quiet build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+mutation: $(STAMP) ## mutation tests of diffing, folding and selection; MUTATE= and MUTATION_TESTS= choose (see CONTRIBUTING.md)
+	$(BIN)/python -m pip install --quiet "mutmut>=3.8,<3.9"
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -s -p mutation -m "not slow" \
+		$(addprefix --mutate sae_lens_crosscoder/,$(MUTATE)) $(PYTEST_ARGS) $(MUTATION_TESTS)
 
 clean: ## remove the virtual environments and caches
 	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist

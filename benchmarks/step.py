@@ -154,8 +154,8 @@ def main() -> None:
     if not options.quick:
         rows += rows_of(LARGE, installed(MAIN), n_rounds)
         for shape in GROWTH:
-            rows += rows_of(shape, installed(MAIN), n_rounds)
-    quality = quality_rows(n_steps=100 if options.quick else 600)
+            rows += rows_of(shape, installed(MAIN), n_rounds=5)
+    quality = quality_rows(n_steps=100 if options.quick else 300)
     report(rows, options, quality=quality)
     print()
     print_table(quality)

@@ -232,6 +232,6 @@ def n_active(output: Any, d_sae: int) -> torch.Tensor:
 def installed(names: list[str]) -> list[str]:
     """The contenders whose package is there; says which is left out."""
     if SPARSIFY in names and importlib.util.find_spec("sparsify") is None:
-        print(f"{SPARSIFY} is left out: the package eai-sparsify is not installed.")
+        print(f"{SPARSIFY} is left out: the package eai-sparsify is not installed (the extra `bench`).")
         return [name for name in names if name != SPARSIFY]
     return names

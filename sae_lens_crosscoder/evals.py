@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE, run_evals
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalConfig
 from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
-from sae_lens_crosscoder.progress import token_bar
+from sae_lens_crosscoder.progress import Bar, token_bar
 from sae_lens_crosscoder.splicing import spliced_metrics
 
 _BEHAVIOUR_GROUPS = ("model_performance_preservation", "model_behavior_preservation")
@@ -221,9 +220,7 @@ class CrosscoderEvaluator:
             metrics["datasets"] = dict(results[1:])
         return metrics
 
-    def _evaluate_on(
-        self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: tqdm[Any]
-    ) -> dict[str, Any]:
+    def _evaluate_on(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: Bar) -> dict[str, Any]:
         metrics = self._reconstruction(sae, data, scaler, bar)
         if self.model.aligner is not None:
             metrics["token_alignment"] = {"kept_share": self.model.kept_shares(data.sequences)}
@@ -250,9 +247,7 @@ class CrosscoderEvaluator:
         )
         return {name: value for group in _BEHAVIOUR_GROUPS for name, value in groups[group].items()}
 
-    def _reconstruction(
-        self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: tqdm[Any]
-    ) -> dict[str, Any]:
+    def _reconstruction(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: Bar) -> dict[str, Any]:
         sources = self.model.sources
         parts = {"": slice(0, sources.d_in), **{label: sources.columns(label) for label in sources.labels}}
         mean = self._mean_activation(data, bar).to(sae.device)
@@ -278,7 +273,7 @@ class CrosscoderEvaluator:
             "sources": {label: variances[label].compute() for label in sources.labels},
         }
 
-    def _activations(self, data: EvalSequences, bar: tqdm[Any]) -> Iterator[Float[Tensor, "n d_in"]]:
+    def _activations(self, data: EvalSequences, bar: Bar) -> Iterator[Float[Tensor, "n d_in"]]:
         excluded = torch.tensor(self.excluded_tokens, dtype=torch.long)
         for tokens in data.batches():
             joint = self.model.join(self.model.source_activations(tokens))
@@ -287,7 +282,7 @@ class CrosscoderEvaluator:
             yield joint
             bar.update(tokens.numel())
 
-    def _mean_activation(self, data: EvalSequences, bar: tqdm[Any]) -> Float[Tensor, " d_in"]:
+    def _mean_activation(self, data: EvalSequences, bar: Bar) -> Float[Tensor, " d_in"]:
         total, n_tokens = torch.zeros(self.model.sources.d_in, dtype=torch.float64), 0
         for x in self._activations(data, bar):
             total += x.double().sum(dim=0).cpu()

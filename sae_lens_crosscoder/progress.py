@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+# Earlier versions of tqdm have no type parameter when they run.
+Bar = tqdm[Any] if TYPE_CHECKING else tqdm
 
-def token_bar(title: str, n_tokens: int, done: int = 0, *, shown: bool = True) -> tqdm[Any]:
+
+def token_bar(title: str, n_tokens: int, done: int = 0, *, shown: bool = True) -> Bar:
     """A bar that is told how many tokens were read, by `update`.
 
     Args:

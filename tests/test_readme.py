@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,16 @@ class Block:
 def blocks() -> list[Block]:
     pattern = r"^(?:<!-- test: (.*?) -->\n)?```(\w*)\n(.*?)^```"
     return [Block(*found) for found in re.findall(pattern, (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)]
+
+
+def joined(found: list[Block]) -> list[Block]:
+    """The blocks, those of Python that follow each other as one: the reader types them into one session."""
+    whole: list[Block] = []
+    for block in found:
+        if whole and block.language == whole[-1].language == "python" and block.mark == whole[-1].mark == "":
+            block = replace(block, code=f"{whole.pop().code}\n{block.code}")
+        whole.append(block)
+    return whole
 
 
 def run(folder: Path, *command: str) -> None:
@@ -123,7 +133,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sae_lens_crosscoder "$@"\n')
     program.chmod(0o755)
-    for block in blocks():
+    for block in joined(blocks()):
         HANDLERS[block.mark](block, folder)
     return folder
 

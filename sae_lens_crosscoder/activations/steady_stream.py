@@ -198,6 +198,7 @@ def _file_in(value: Any) -> str | None:
         # What a user named, before where it was unpacked to.
         ordered = sorted(values, key=lambda name: (name != "original_files", name != "base_files", name != "files"))
         return next((name for key in ordered if (name := _file_in(values[key]))), None)
-    if isinstance(value, (list, tuple)):
+    # datasets 3 lists the files of a shard by an iterable of its own.
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "FilesIterable":
         return next((name for item in cast("list[Any]", value) if (name := _file_in(item))), None)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
@@ -42,10 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for an interrupted run that saved none.
     """
     parser, commands = parsers()
-    own, given = split_fields(list(sys.argv[1:] if arguments is None else arguments), commands)
-    options = parser.parse_args(own)
-    options.fields = given
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = Namespace(when_stopped="")
     try:
+        own, given = split_fields(words or ["--help"], commands)
+        options = parser.parse_args(own)
+        options.fields = given
         options.command(options)
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)

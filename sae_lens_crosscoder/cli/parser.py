@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,14 +68,26 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def split_fields(arguments: list[str], commands: Mapping[str, CommandParser]) -> tuple[list[str], list[str]]:
-    """The arguments that argparse reads, and the flags with their values that are fields of a configuration."""
+    """The arguments that argparse reads, and the flags with their values that are fields of a configuration.
+
+    Raises:
+        ConfigError: A command that there is not, or a flag that is nearly one of the command's own.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        near = difflib.get_close_matches(arguments[0], list(commands), 1)
+        hint = f"Did you mean `{near[0]}`?" if near else "sae-lens-crosscoder --help lists those that there are."
+        raise ConfigError(f"There is no command {arguments[0]!r}. {hint}")
     parser = commands.get(arguments[0]) if arguments else None
     if parser is None or not parser.takes_fields:
         return arguments, []
     own, fields, remaining = arguments[:1], list[str](), arguments[1:]
     while remaining:
         argument = remaining.pop(0)
-        is_field = argument.startswith("--") and argument.partition("=")[0] not in parser.own_flags
+        flag = argument.partition("=")[0]
+        is_field = argument.startswith("--") and flag not in parser.own_flags
+        # Flags have hyphens, fields underscores; a field that is written with hyphens is not this near to a flag.
+        if is_field and "-" in flag[2:] and (near := difflib.get_close_matches(flag, parser.own_flags, 1, 0.85)):
+            raise ConfigError(f"`{arguments[0]}` has no flag {flag}. Did you mean {near[0]}?")
         (fields if is_field else own).append(argument)
         if is_field and "=" not in argument and remaining:
             fields.append(remaining.pop(0))

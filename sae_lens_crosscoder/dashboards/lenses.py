@@ -57,8 +57,9 @@ class Lens:
 
 
 def lens_fingerprint(lenses: Sequence[Lens]) -> str:
-    """Changes with any model's unembedding."""
-    return fingerprint({}, [lens.W_U.sum(dim=1) for lens in lenses])
+    """Changes with any model's unembedding or tokenizer."""
+    tokens = [lens.tokens.fingerprint(lens.W_U.shape[1]) for lens in lenses]
+    return fingerprint({"tokens": tokens}, [lens.W_U.sum(dim=1) for lens in lenses])
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class LinearDecoder:
 
     @classmethod
     def of(cls, sae: SparseAutoencoder) -> LinearDecoder:
-        """Read the decoder of an SAE by its derivative: as much work as encoding `2 d_in` tokens where it is not `W_dec`.
+        """Read an SAE's decoder by its derivative: as much work as encoding `2 d_in` tokens where it is not `W_dec`.
 
         Raises:
             ConfigError: An SAE that normalises its input at run time, so that what a latent adds depends on the token.

@@ -99,19 +99,10 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
                 "'float32' (with autocast=True for speed) or 'bfloat16'; activations may still be kept in float16 "
                 "(buffer_dtype)."
             )
-        if self.b_dec_init not in get_args(DecoderBiasInit):
-            raise ConfigError(
-                f"b_dec_init={self.b_dec_init!r} is unknown. Use one of {', '.join(get_args(DecoderBiasInit))}."
-            )
-        if self.decoder_norm not in get_args(DecoderNorm):
-            raise ConfigError(
-                f"decoder_norm={self.decoder_norm!r} is unknown. Use one of {', '.join(get_args(DecoderNorm))}."
-            )
-        if self.encoder_precision not in get_args(EncoderPrecision):
-            raise ConfigError(
-                f"encoder_precision={self.encoder_precision!r} is unknown. Use one of "
-                f"{', '.join(get_args(EncoderPrecision))}."
-            )
+        choices = {"b_dec_init": DecoderBiasInit, "decoder_norm": DecoderNorm, "encoder_precision": EncoderPrecision}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ConfigError(f"{name}={value!r} is unknown. Use one of {', '.join(get_args(known))}.")
         if not -1 <= self.difference_weight <= 0:
             raise ConfigError(
                 f"difference_weight={self.difference_weight} must lie in [-1, 0]: 0 is the usual loss, -1 reconstructs "

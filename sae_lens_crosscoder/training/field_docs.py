@@ -10,11 +10,11 @@ from typing import Any
 from sae_lens import LoggingConfig
 from simple_parsing.docstring import get_attribute_docstring
 
-from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens_crosscoder.activations import DatasetConfig
-from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.sources import Source
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.sae_config import sae_config_class
 
 _GROUPS = ("--sae", "--logger", "--sae.metadata")
 
@@ -25,10 +25,7 @@ def describe_fields(architecture: str) -> str:
     Raises:
         ConfigError: An unknown architecture.
     """
-    try:
-        sae_class = get_sae_training_class(architecture)[1]
-    except KeyError:
-        raise ConfigError(f"Architecture {architecture!r} is not registered.") from None
+    sae_class = sae_config_class(architecture)
     sections = [
         ("Run", "--", CrosscoderRunnerConfig, {"sae", "logger"}),
         (f"Crosscoder ({architecture})", "--sae.", sae_class, {"metadata"}),

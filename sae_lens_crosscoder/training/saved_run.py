@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,20 @@ DEAD_LATENTS = "dead_latents"
 """Tensor beside the sparsity: 1 for latents that were dead when training ended."""
 
 
-@dataclass(frozen=True)
 class SavedRun:
     """A trained crosscoder on disk, with its sources and the configuration of its run.
+
+    Args:
+        folder: The `output_path` of the run.
+        device: Where the crosscoder is loaded.
 
     Raises:
         NotFoundError: The folder is not there, or holds no SAELens SAE.
     """
 
-    folder: Path
-    """The `output_path` of the run."""
-
-    device: str = "cpu"
-    """Where the crosscoder is loaded."""
-
-    def __post_init__(self) -> None:
-        existing_folder(self.folder, "crosscoder")
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        self.folder = existing_folder(folder, "crosscoder")
+        self.device = device
         if not (self.folder / SAE_CFG_FILENAME).is_file():
             raise NotFoundError(f"{self.folder} holds no {SAE_CFG_FILENAME}, so it is no folder of a SAELens SAE.")
 

@@ -138,13 +138,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
-            # The last batch is a whole one.
-            token_bar(
-                "Training",
-                -(-total // n_tokens) * n_tokens,
-                self.n_training_samples,
-                shown=self.division.ranks.is_first,
-            ) as bar,
+            token_bar("Training", n_all, self.n_training_samples, shown=self.division.ranks.is_first) as bar,
         ):
             while self.n_training_samples < total:
                 self._log(self.maybe_reset_sparsity())

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from dashboard_subjects import D_SAE, aligned_subject, subject
-from helpers import source, tiny_model
+from helpers import fresh_tokenizer, source, tiny_model
 
 from sae_lens_crosscoder.dashboards.facts import decoder_facts
-from sae_lens_crosscoder.dashboards.lenses import hook_unembedding, source_lenses
+from sae_lens_crosscoder.dashboards.lenses import hook_unembedding, lens_fingerprint, source_lenses
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -103,6 +103,30 @@ def test_each_model_names_tokens_by_its_own_vocabulary() -> None:
     assert first.tokens[270] != second.tokens[270]
     same = source_lenses(subject())
     assert same[0].tokens is same[1].tokens
+
+
+class Spaced:
+    """A tokenizer that decodes otherwise."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def decode(self, ids: list[int]) -> str:
+        return f" {self._inner.decode(ids)}"
+
+
+def test_another_vocabulary_or_way_of_decoding_is_seen() -> None:
+    def found(tokenizer: Any) -> str:
+        return lens_fingerprint(source_lenses(subject(tokenizer=tokenizer)))
+
+    first = found(fresh_tokenizer())
+    assert found(fresh_tokenizer()) == first
+    longer = fresh_tokenizer()
+    longer.add_tokens(["owlish"])
+    assert len({first, found(longer), found(Spaced(fresh_tokenizer()))}) == 3
 
 
 def test_norms_are_those_that_the_relative_norm_is_made_of() -> None:

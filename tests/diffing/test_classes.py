@@ -47,6 +47,15 @@ def test_a_latent_on_a_threshold_is_in_neither_class(dtype: torch.dtype):
     assert classify_latents(shares, ClassThresholds(), LABELS) == ["other"] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_latent_on_one_edge_of_the_shared_band_of_three_sources_is_not_shared(dtype: torch.dtype):
+    # For two sources one edge is the mirror image of the other; for three each is reached alone.
+    thresholds = ClassThresholds(exclusive_above=0.8, shared_low=0.25, shared_high=0.5)
+    shares = torch.tensor([[0.25, 0.375, 0.375], [0.5, 0.25 + 2**-10, 0.25 - 2**-10], [0.5, 0.26, 0.24]], dtype=dtype)
+    shares = torch.cat([shares, torch.tensor([[0.3125, 0.5, 0.1875], [0.375, 0.3125, 0.3125]], dtype=dtype)])
+    assert classify_latents(shares, thresholds, ("a", "b", "c")) == ["other"] * 4 + ["shared"]
+
+
 def test_dead_latents_are_dead_whatever_their_norms():
     relative = torch.tensor([0.0, 0.5, 1.0, math.nan])
     dead = torch.tensor([True, False, True, True])
@@ -79,6 +88,16 @@ def test_thresholds_for_more_sources_keep_the_norm_ratios():
     assert four.exclusive_above == pytest.approx(9 / 12)
     assert four.shared_low == pytest.approx(3 / 24, abs=1e-4)
     assert four.shared_high == pytest.approx(7 / 16, abs=1e-4)
+
+
+def test_thresholds_for_more_sources_are_the_four_decimals_that_a_report_can_show():
+    # 9 / 11 = 0.818181..., 3 / 17 = 0.176470..., 7 / 13 = 0.538461...
+    assert ClassThresholds.for_n_sources(3) == ClassThresholds(0.8182, 0.1765, 0.5385)
+
+
+def test_the_exclusive_class_may_begin_where_the_shared_band_ends():
+    thresholds = ClassThresholds(exclusive_above=0.7)
+    assert classify_latents(torch.tensor([0.65, 0.75]), thresholds, LABELS) == ["shared", "finetuned-only"]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.01, 10)), min_size=1, max_size=20))
@@ -156,6 +175,13 @@ def test_thresholds_that_leave_no_latent_shared_are_refused():
     assert classify_latents(shares, ClassThresholds.for_n_sources(4), ("a", "b", "c", "d")) == ["shared", "shared"]
 
 
+@pytest.mark.parametrize("band", [(0.25, 0.3), (0.2, 0.25)])
+def test_a_band_that_an_even_latent_only_touches_is_refused(band: tuple[float, float]):
+    thresholds = ClassThresholds(shared_low=band[0], shared_high=band[1])
+    with pytest.raises(ConfigError, match="no latent could be shared"):
+        classify_latents(torch.full((1, 4), 0.25), thresholds, ("a", "b", "c", "d"))
+
+
 def test_a_lopsided_band_for_two_sources_is_refused():
     with pytest.raises(ConfigError, match=r"not symmetric about 0\.5"):
         classify_latents(torch.tensor([0.5]), ClassThresholds(shared_low=0.2), LABELS)
@@ -167,10 +193,22 @@ def test_norms_in_place_of_shares_are_refused():
             classify_latents(not_shares, ClassThresholds(), LABELS)
 
 
+def test_numbers_that_are_no_shares_are_seen_beside_a_latent_without_norm():
+    with pytest.raises(ConfigError, match="sum to 1"):
+        classify_latents(torch.tensor([math.nan, 1.5]), ClassThresholds(), LABELS)
+
+
+def test_no_share_is_above_one_even_where_the_sum_is_one_within_rounding():
+    with pytest.raises(ConfigError, match=r"lie in \[0, 1\]"):
+        classify_latents(torch.tensor([[1.0005, 0.0]]), ClassThresholds(), LABELS)
+
+
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ShapeError, match="2 labels"):
+    with pytest.raises(
+        ShapeError, match=r"2 labels.*decoder_norm_shares, or \(d_sae,\) from relative_decoder_norms\.$"
+    ):
         classify_latents(torch.full((2, 3), 1 / 3), ClassThresholds(), LABELS)
-    with pytest.raises(ShapeError, match="3 labels"):
+    with pytest.raises(ShapeError, match=r"3 labels.*decoder_norm_shares\.$"):
         classify_latents(torch.tensor([0.5]), ClassThresholds.for_n_sources(3), ("a", "b", "c"))
     with pytest.raises(ShapeError, match=r"shape \(3,\), and there are 1 latents"):
         classify_latents(torch.tensor([0.5]), ClassThresholds(), LABELS, dead=torch.zeros(3, dtype=torch.bool))

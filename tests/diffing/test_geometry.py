@@ -57,6 +57,12 @@ def test_scales_undo_the_folding_of_activation_normalisation():
     )
 
 
+def test_scales_multiply_double_precision_norms_in_double_precision():
+    # 0.1 as a float32 is 0.10000000149.
+    decoder = torch.tensor([[3.0, 4.0, 1.0]], dtype=torch.float64)
+    assert decoder_norms(decoder, [2, 1], scales=[0.1, 1.0])[0, 0].item() == pytest.approx(0.5, rel=1e-15)
+
+
 def test_norms_of_half_precision_weights_are_measured_in_float32():
     # The square of 300 is beyond float16.
     norms = decoder_norms(torch.tensor([[300.0, 400.0, 300.0, 400.0]], dtype=torch.float16), [2, 2])
@@ -84,12 +90,18 @@ def test_relative_norm_of_a_named_source_among_three():
     norms = torch.tensor([[1.0, 2.0, 5.0]])
     assert decoder_norm_shares(norms)[0].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8])
     assert relative_decoder_norms(norms, source=2).tolist() == pytest.approx([5 / 8])
+    assert relative_decoder_norms(norms, source=0).tolist() == pytest.approx([1 / 8])
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e38])
 def test_shares_survive_norms_at_the_ends_of_float32(size: float):
     norms = torch.tensor([[3.0, 1.0]]) * size
     assert decoder_norm_shares(norms)[0].tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_shares_of_tiny_latents_survive_huge_ones_beside_them():
+    norms = torch.tensor([[3e-38, 1e-38], [3e38, 1e38]])
+    torch.testing.assert_close(decoder_norm_shares(norms), torch.tensor([[0.75, 0.25], [0.75, 0.25]]))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +134,9 @@ def test_cosine_never_leaves_its_range():
     cosine = decoder_cosine(torch.cat([part, 3 * part], dim=1), [5, 5])
     assert cosine.max() <= 1.0
     assert cosine.min() > 0.999
+    opposite = decoder_cosine(torch.cat([part, -3 * part], dim=1), [5, 5])
+    assert opposite.min() >= -1.0
+    assert opposite.max() < -0.999
 
 
 @given(decoders(max_sources=2))
@@ -180,6 +195,12 @@ def test_widths_that_do_not_cut_the_decoder_are_refused(widths: list[int], messa
         decoder_cosine(DECODER, widths)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_decoder_cut_into_sources_already_is_refused():
+    with pytest.raises(ShapeError, match=r"must be flat, \(d_sae, d_in\), not \(3, 2, 2\)"):
+        decoder_norms(DECODER.unflatten(1, (2, 2)), [2, 2])
+
+
 def test_scales_must_fit_the_sources_and_be_positive():
     with pytest.raises(ShapeError, match="3 scales for 2 sources"):
         decoder_norms(DECODER, [2, 2], scales=[1.0, 1.0, 1.0])
@@ -203,7 +224,7 @@ def test_the_relative_norm_of_three_sources_needs_a_name():
     with pytest.raises(ConfigError, match="of 3 sources"):
         relative_decoder_norms(norms)
     for source in (3, -1):
-        with pytest.raises(ConfigError, match=f"no source {source}"):
+        with pytest.raises(ConfigError, match=f"no source {source}: the norms are of sources 0 to 2"):
             relative_decoder_norms(norms, source=source)
     with pytest.raises(ShapeError, match="two sources, and these norms are of 3"):
         minder_delta(norms)
@@ -219,5 +240,5 @@ def test_cosine_of_sources_of_different_width_is_refused():
     with pytest.raises(ShapeError, match="Source 0 is 1 wide and source 1 is 3"):
         decoder_cosine(DECODER, [1, 3])
     for pair in ((0, 0), (0, 2), (-1, 0)):
-        with pytest.raises(ConfigError, match="two different sources"):
+        with pytest.raises(ConfigError, match="two different sources out of 0 to 1"):
             decoder_cosine(DECODER, [2, 2], pair=pair)

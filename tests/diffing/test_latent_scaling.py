@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 from typing import Any
 
@@ -232,6 +233,23 @@ def test_merged_accumulators_have_seen_all_tokens():
         whole.merge(part)
     same_beta(whole.compute(), latent_scaling(sae, [x], "chat", make_sources()))
     assert whole.compute().n_tokens == 200
+    assert torch.equal(whole.compute().n_active, (sae.encode(x) > 0).sum(dim=0))
+
+
+@pytest.mark.parametrize("at_once", [1, 30, 60, 2**21])
+def test_beta_does_not_depend_on_how_many_latents_are_taken_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int):
+    sae, x = random_sae(), random_activations()
+    whole = latent_scaling(sae, [x], "chat", make_sources())
+    # 24 numbers a latent while adding, 6 while computing: blocks of 1, of 1 and 5, of 2 and 10 latents out of 10.
+    module = importlib.import_module("sae_lens_crosscoder.diffing.latent_scaling")  # the package has the function
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", at_once)
+    same_beta(latent_scaling(sae, [x], "chat", make_sources()), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_if_it_is_asked_for(progress: bool, capsys: pytest.CaptureFixture[str]):
+    latent_scaling(random_sae(), [random_activations()], "chat", make_sources(), progress=progress)
+    assert ("Reading latents" in capsys.readouterr().err) == progress
 
 
 def test_accumulators_of_another_probe_or_sae_are_not_merged():

@@ -83,6 +83,21 @@ def test_quantiles_are_within_the_stated_bound_of_the_exact_ones(values: list[fl
     assert quantile <= max(values)
 
 
+def test_every_latent_has_quantiles_of_its_own():
+    median, largest = measure(CODES).quantile(0.5), measure(CODES).quantile(1.0)
+    assert 2 / BOUND <= median[0] <= 2 * BOUND
+    assert 8 / BOUND <= median[1] <= 8
+    assert 3 / BOUND <= largest[0] <= 3
+    assert largest[1] == median[1]
+
+
+@pytest.mark.parametrize(("q", "exact"), [(0.55, 11.0), (0.5, 10.0), (0.551, 12.0), (1e-6, 1.0), (1.0, 20.0)])
+def test_a_share_that_is_a_whole_number_of_activations_asks_for_no_more(q: float, exact: float):
+    # 0.55 * 20 is 11.000000000000002.
+    result = measure(torch.arange(1.0, 21.0)[:, None])
+    assert exact / BOUND <= result.quantile(q).item() <= exact * BOUND
+
+
 def test_activations_beyond_the_range_of_the_histogram_count_at_its_ends():
     result = measure(torch.tensor([[1e-6], [1e-6], [1e9]]))
     assert result.quantile(0.5).item() == pytest.approx(2**-12, rel=0.03)

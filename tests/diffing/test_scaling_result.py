@@ -35,6 +35,25 @@ def test_latents_outside_the_range_and_undefined_ones_are_not_kept():
     assert result().kept(ScalingThresholds(nu_low=-0.3, nu_high=3.0)).tolist() == [True] * 6 + [False, True]
 
 
+def test_latents_at_the_ends_of_the_range_are_kept():
+    ends = [-0.1, 2.0, -0.1 - 1e-9, 2.0 + 1e-9] * 2
+    assert result(base=(ends, [0.0] * 8)).kept().tolist() == [True, True, False, False] * 2
+    assert result(base=([0.0] * 8, ends)).kept().tolist() == [True, True, False, False] * 2
+
+
+def test_flags_and_ranks_follow_the_thresholds_that_are_given():
+    wide = ScalingThresholds(nu_low=-0.3, nu_high=3.0, complete_shrinkage_above=0.05, latent_decoupling_above=0.65)
+    flags = result().flags(torch.ones(8, dtype=torch.bool), wide)
+    assert flags.complete_shrinkage.nonzero().flatten().tolist() == [1, 2, 3, 5, 7]
+    assert flags.latent_decoupling.nonzero().flatten().tolist() == [7]
+    assert flags.confirmed.nonzero().flatten().tolist() == [0, 4]
+    assert flags.unreliable.nonzero().flatten().tolist() == [6]
+    assert flags.thresholds == wide
+    # Errors -.2, 0, .1, .2, .2, .3, 2.1 of latents 4, 0, 1, 3, 7, 2, 5; reconstructions 0, 0, 0, .1, .5, .6, .7.
+    ranks = result().rank_sum(thresholds=wide)
+    assert ranks[[4, 0, 1, 3, 7, 2, 5]].tolist() == [1 + 2, 2 + 2, 3 + 6, 4.5 + 5, 4.5 + 7, 6 + 4, 7 + 2]
+
+
 def test_flags_sort_the_exclusive_latents_and_no_others():
     exclusive = torch.tensor([True, True, True, True, True, True, True, False])
     flags = result().flags(exclusive)
@@ -66,6 +85,10 @@ def test_with_several_other_sources_nu_is_asked_for_by_name():
     assert several.nu("error", "base").tolist() == [0.5] * 8
     assert several.nu("reconstruction", "third").tolist() == [1.0] * 8
     assert several.flags(torch.ones(8, dtype=torch.bool), source="base").counts["latent_decoupling"] == 0
+    rising, constant = [i / 10 for i in range(8)], [0.5] * 8
+    ranked = result(base=(rising, constant), third=(rising[::-1], constant))
+    assert ranked.rank_sum(source="base").tolist() == [i + 4.5 for i in range(1, 9)]
+    assert ranked.rank_sum(source="third").tolist() == [i + 4.5 for i in range(8, 0, -1)]
     for source in (None, "chat", "fourth"):
         with pytest.raises(ConfigError, match=r"one of 'base', 'third'.*name one of them"):
             several.nu("error", source)
@@ -90,5 +113,5 @@ def test_masks_of_another_length_and_unknown_targets_are_refused():
 
 @pytest.mark.parametrize("fields", [{"nu_low": 0.2}, {"nu_high": 0.5}, {"latent_decoupling_above": 2.5}])
 def test_lines_outside_the_kept_range_are_refused(fields: dict[str, float]):
-    with pytest.raises(ConfigError, match="must lie inside the range"):
+    with pytest.raises(ConfigError, match=r"The lines 0\.2 and (0\.5|2\.5) must lie inside the range"):
         ScalingThresholds(**fields)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.damage import result, train
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +14,9 @@ def double_precision(float64: None) -> None:
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights of the run that nothing happens to."""
+    # Here, because what conftest.py imports is imported before jaxtyping can check its signatures.
+    from faults.damage import result, train
+
     torch.set_default_dtype(torch.float64)
     folder: Path = tmp_path_factory.mktemp("unbroken")
     train(folder)

@@ -16,7 +16,8 @@ from sae_lens import SAE, run_evals
 from torch import Tensor
 
 from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalConfig
-from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
+from sae_lens_crosscoder.activations import PairedActivationsStore
+from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 from sae_lens_crosscoder.progress import Bar, token_bar
@@ -178,7 +179,8 @@ class CrosscoderEvaluator:
         self, sae: SAE[Any], data_provider: DataProvider, activation_scaler: ActivationScaler
     ) -> dict[str, Any]:
         """The metrics with names such as "eval/sources/base/ce_loss_score", for W&B."""
-        if isinstance(data_provider, TrainingBatches):
+        if isinstance(data_provider, (TrainingBatches, ShardedBatches)):
+            # A pass of the harvesting thread would see what this puts into the models' hooks.
             with data_provider.paused():
                 return flat_metrics(self.evaluate(sae, activation_scaler), "eval")
         return flat_metrics(self.evaluate(sae, activation_scaler), "eval")

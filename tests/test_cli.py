@@ -228,6 +228,14 @@ def test_fields_that_are_written_with_hyphens_are_fields() -> None:
         assert cli.split_fields(["cache", flag, "1"], commands)[1] == [flag, "1"]
 
 
+def test_flags_of_a_command_that_are_written_with_underscores_are_its_flags() -> None:
+    _, commands = cli.parsers()
+    arguments = ["diff", "a_b", "--budget_tokens", "5", "--kl_budget_tokens=6", "--causal-budget-tokens", "7"]
+    own = ["diff", "a_b", "--budget-tokens", "5", "--kl-budget-tokens=6", "--causal-budget-tokens", "7"]
+    assert cli.split_fields(arguments, commands) == (own, [])
+    assert cli.split_fields(["train", "--skip_bad_shards", "true"], commands)[1] == ["--skip_bad_shards", "true"]
+
+
 def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["demo", "--nothing", "1"])

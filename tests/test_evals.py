@@ -20,8 +20,9 @@ from sae_lens_crosscoder import (
     Sources,
     SourceScaler,
 )
-from sae_lens_crosscoder.activations import TrainingBatches
+from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.errors import DataError
+from sae_lens_crosscoder.ranks import Ranks
 
 NAMES = ("explained_variance", "explained_variance_mean_of_ratios", "explained_variance_centred")
 
@@ -261,11 +262,13 @@ def test_for_the_log_metrics_have_flat_names():
     assert all(isinstance(value, float | int) for value in flat.values())
 
 
-def test_harvesting_pauses_while_it_is_measured(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("of_shards", [False, True], ids=["a store's batches", "as the runner gives them"])
+def test_harvesting_pauses_while_it_is_measured(monkeypatch: pytest.MonkeyPatch, of_shards: bool):
     from helpers import paired_store
 
     model = tiny_pair()
     batches = TrainingBatches(paired_store(model, n_ahead_prompts=8), in_background=True)
+    provider = ShardedBatches([batches], Ranks(), gathers=True) if of_shards else batches
     inside: list[int] = []
     source_activations = JointModel.source_activations
 
@@ -278,7 +281,7 @@ def test_harvesting_pauses_while_it_is_measured(monkeypatch: pytest.MonkeyPatch)
         next(batches)
         with batches.paused():
             monkeypatch.setattr(JointModel, "source_activations", noting)
-        evaluator(model)(identity_sae("float32"), batches, ActivationScaler())
+        evaluator(model)(identity_sae("float32"), provider, ActivationScaler())
     finally:
         batches.close()
     assert inside

@@ -23,12 +23,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         self.own_flags: list[str] = []
+        self.flags_with_value: list[str] = []
         self.takes_fields = False
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         action = super().add_argument(*names, **options)
         self.own_flags.extend(action.option_strings)
+        self.flags_with_value.extend(action.option_strings if action.nargs != 0 else ())
         return action
 
     def add_crosscoder(self) -> None:
@@ -83,7 +85,9 @@ def split_fields(arguments: list[str], commands: Mapping[str, CommandParser]) ->
     own, fields, remaining = arguments[:1], list[str](), arguments[1:]
     while remaining:
         argument = remaining.pop(0)
-        flag = argument.partition("=")[0]
+        flag, *value = argument.split("=", 1)
+        if (own_name := flag.replace("_", "-")) in parser.flags_with_value:
+            flag, argument = own_name, "=".join([own_name, *value])
         is_field = argument.startswith("--") and flag not in parser.own_flags
         # Flags have hyphens, fields underscores; a field that is written with hyphens is not this near to a flag.
         if is_field and "-" in flag[2:] and (near := difflib.get_close_matches(flag, parser.own_flags, 1, 0.85)):

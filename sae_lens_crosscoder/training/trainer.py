@@ -160,6 +160,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 self._checkpoint_if_needed()
                 if self._stops_now() and self.n_training_samples < total:
                     self._save_and_stop()
+        if isinstance(self.sae, TrainingCrosscoder):
+            self.sae.gradient_memory.keep({})  # there is no next step
         self._log(self.full_sparsity_window_log())
         self._check_finite(self._sum_of_weights())
         if self.cfg.save_final_checkpoint:

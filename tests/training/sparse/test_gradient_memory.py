@@ -64,3 +64,13 @@ def test_a_dense_step_gives_the_memory_back(monkeypatch: pytest.MonkeyPatch) -> 
         fitted.step(batch_of(0))
         memory = fitted.sae.gradient_memory
         assert (memory.take("W_dec", fitted.sae.W_dec) is not None) == is_held
+
+
+def test_a_run_that_is_over_holds_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", 1.0)
+    fitted = trainer("batchtopk")
+    fitted.cfg.total_training_samples = 3 * 64
+    fitted.data_provider = iter([batch_of(i) for i in range(3)])
+    sae = fitted.fit()
+    assert [name for name in ("W_enc", "W_dec") if sae.gradient_memory.take(name, getattr(sae, name)) is not None] == []
+    assert [name for name, weights in sae.named_parameters() if weights.grad is not None] == []

@@ -236,6 +236,13 @@ def test_flags_of_a_command_that_are_written_with_underscores_are_its_flags() ->
     assert cli.split_fields(["train", "--skip_bad_shards", "true"], commands)[1] == ["--skip_bad_shards", "true"]
 
 
+def test_a_field_without_a_value_takes_none_from_the_flag_behind_it() -> None:
+    _, commands = cli.parsers()
+    own, fields = cli.split_fields(["train", "--autocast", "--resume", "auto"], commands)
+    assert (own, fields) == (["train", "--resume", "auto"], ["--autocast"])
+    assert cli.main(["train", "--autocast", "--resume", "auto"]) == cli.EXIT_BAD_INPUT
+
+
 def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["demo", "--nothing", "1"])
@@ -281,3 +288,5 @@ def test_fields_are_parsed_as_json_with_plain_words_left_as_they_are() -> None:
     assert parse_fields(arguments) == expected
     with pytest.raises(ConfigError, match="'stray' belongs to no flag"):
         parse_fields(["stray"])
+    with pytest.raises(ConfigError, match="--autocast has no value"):
+        parse_fields(["--autocast", "--lr", "1"])

@@ -93,7 +93,7 @@ def split_fields(arguments: list[str], commands: Mapping[str, CommandParser]) ->
         if is_field and "-" in flag[2:] and (near := difflib.get_close_matches(flag, parser.own_flags, 1, 0.85)):
             raise ConfigError(f"`{arguments[0]}` has no flag {flag}. Did you mean {near[0]}?")
         (fields if is_field else own).append(argument)
-        if is_field and "=" not in argument and remaining:
+        if is_field and "=" not in argument and remaining and not remaining[0].startswith("--"):
             fields.append(remaining.pop(0))
     return own, fields
 
@@ -112,7 +112,7 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{flag!r} belongs to no flag. Fields are given as --name value.")
         name, equals, text = flag[2:].partition("=")
         if not equals:
-            if not remaining:
+            if not remaining or remaining[0].startswith("--"):
                 raise ConfigError(f"--{name} has no value. Fields are given as --name value.")
             text = remaining.pop(0)
         target = values

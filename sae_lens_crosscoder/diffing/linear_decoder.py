@@ -72,7 +72,7 @@ class LinearDecoder:
             )
         weights = sae.W_dec.detach()
         d_sae, d_in = weights.shape
-        parts = torch.arange(d_in).split(_N_OUTPUTS_AT_ONCE)
+        parts = torch.arange(d_in, device=weights.device).split(_N_OUTPUTS_AT_ONCE)
         with torch.inference_mode(False), torch.enable_grad():
             # The SAE's own tensor where it is the same, with no second one meanwhile: a decoder may have gigabytes.
             is_plain = all(torch.equal(_columns(sae, outputs), weights.T[outputs]) for outputs in parts)
@@ -115,6 +115,6 @@ def _columns(sae: SparseAutoencoder, outputs: Tensor) -> Tensor:
             "turn off the reshaping of heads (sae.turn_off_forward_pass_hook_z_reshaping())."
         )
     wanted = torch.zeros_like(decoded)
-    wanted[torch.arange(len(outputs)), outputs] = 1
+    wanted[torch.arange(len(outputs), device=outputs.device), outputs] = 1
     (columns,) = torch.autograd.grad(decoded, silent, wanted)
     return columns

@@ -8,8 +8,8 @@ DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
 # Benchmarks are the programs of their folder; the rest are modules that these share.
 BENCHMARKS := $(shell grep -l '__main__' benchmarks/*.py)
-# They need sae-dashboard, or a GPU.
-BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py
+# They need sae-dashboard, a GPU, or an hour.
+BENCHMARKS_APART := benchmarks/dashboards.py benchmarks/step_gpu.py benchmarks/memory.py
 
 VENV := .venv
 VENV_DASHBOARD := .venv-dashboard
@@ -38,8 +38,9 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials bench bench-dashboard bench-gpu
-.PHONY: lint format types imports check mutation clean
+.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials
+.PHONY: bench bench-dashboard bench-gpu bench-memory
+.PHONY: lint format types imports check mutation dist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -90,6 +91,9 @@ bench-dashboard: $(STAMP_DASHBOARD) ## run the benchmark of dashboards, which ne
 bench-gpu: $(STAMP) ## measure a training step on a CUDA device; status 2 without one (TORCH= for a CUDA build)
 	$(BIN)/python benchmarks/step_gpu.py $(BENCH_ARGS)
 
+bench-memory: $(STAMP) ## train for ten minutes (BENCH_ARGS= for an hour) and see that memory, files and threads stay
+	$(BIN)/python benchmarks/memory.py $(BENCH_ARGS)
+
 lint: $(STAMP) ## ruff: rules and format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -106,10 +110,16 @@ imports: $(STAMP) ## import-linter: the layers of ARCHITECTURE.md
 
 check: lint types imports ## lint, types and imports
 
+dist: $(STAMP) ## build the wheel and the sdist into dist/, and check what an index would say of them
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 mutation: $(STAMP) ## mutation tests of diffing, folding and selection; MUTATE= and MUTATION_TESTS= choose (see CONTRIBUTING.md)
 	$(BIN)/python -m pip install --quiet "mutmut>=3.8,<3.9"
 	PYTHONPATH=tests $(BIN)/python -m pytest -q -s -p mutation -m "not slow" \
 		$(addprefix --mutate sae_lens_crosscoder/,$(MUTATE)) $(PYTEST_ARGS) $(MUTATION_TESTS)
 
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site
+	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist

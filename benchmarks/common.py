@@ -18,13 +18,18 @@ import torch
 from sae_lens_crosscoder import __version__
 
 
-def parse_arguments(description: str, **switches: str) -> argparse.Namespace:
+def parser(description: str, **switches: str) -> argparse.ArgumentParser:
     """`--json FILE` writes the results, `--quick` takes fewer rounds; further switches by name, with their help."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, help="file to write the results to")
     for name, meaning in {"quick": "fewer rounds", **switches}.items():
-        parser.add_argument(f"--{name}", action="store_true", help=meaning)
-    return parser.parse_args()
+        made.add_argument(f"--{name}", action="store_true", help=meaning)
+    return made
+
+
+def parse_arguments(description: str, **switches: str) -> argparse.Namespace:
+    """What was given to `parser`."""
+    return parser(description, **switches).parse_args()
 
 
 def machine() -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""How close a whole training run comes to what its two parts allow: the models' bare forwards, and the step alone.
+"""How close a whole training run comes to what its two parts allow, and how it compares with SAELens's step in it.
 
-A run of `CrosscoderTrainingRunner` (two models, store, step, logging, saving) is timed with the thread that harvests
-while the crosscoder trains and without it. In the same round the bare forwards of both models, stopped at the layer
-that is read, and the step on activations in memory are timed alone. What they allow for the passes and steps that the
-run made is, where both work on one processor, the *sum* of the two, because both keep all cores busy; where the models
-or the trainer are on CUDA it is the *larger* of the two. `share_of_allowed` is that time by the run's, as the median
-over rounds, which are in random order; `share_of_allowed_processor_time` is the same of the seconds that the process
-had of the processors, which others who use the machine do not change.
+Runs of `CrosscoderTrainingRunner` (two models, store, step, logging) are timed with the thread that harvests while the
+crosscoder trains, without it, and with SAELens's BatchTopK on the joint input in place of ours; `speedup` is that
+run's time by the row's. In the same round the bare forwards of both models, stopped at the layer that is read, and the
+step on activations in memory are timed alone, before and after the runs.
+
+What they allow for the passes and steps that a run made: on CUDA the *larger* of the two, which overlap. On a processor
+both compete for the same cores, so that no overlap saves work: the *sum* of their processor seconds by the number of
+threads, measured on one thread each, where nobody waits for another. `share_of_allowed` is that time by the run's;
+`share_of_allowed_processor_time` compares processor seconds only, which others who use the machine change less. Both
+are medians over rounds, whose runs are in random order.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parse_arguments, report
+from common import median_ratio, parse_arguments, report
 from harvest import CONTEXT, D_VOCAB, make_data, make_model
-from sae_lens import LoggingConfig
+from sae_lens import BatchTopKTrainingSAEConfig, LoggingConfig
 
 from sae_lens_crosscoder import (
     BatchTopKTrainingCrosscoderConfig,
@@ -37,8 +40,12 @@ from sae_lens_crosscoder import (
 from sae_lens_crosscoder.activations import SourceScaler
 from sae_lens_crosscoder.training.trainer import TrainerParts
 
-N_LAYERS, WIDTH, D_SAE, K = 4, 256, 2048, 32
-PROMPTS, BATCH, N_BATCHES_IN_BUFFER = 16, 1024, 8
+N_LAYERS, WIDTH, D_SAE, K = 4, 512, 8192, 100
+PROMPTS, BATCH, N_BATCHES_IN_BUFFER = 16, 2048, 4
+N_STEPS_ALONE = 4
+SAELENS = "SAELens's BatchTopK in it, with the thread"
+RUNS = {"with a thread that harvests": (True, True), "one after the other": (False, True), SAELENS: (True, False)}
+"""Whether each run harvests in a thread, and whether it trains our crosscoder."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -50,10 +57,11 @@ class Bench:
         self.models = [make_model(N_LAYERS, WIDTH, seed).to(DEVICE) for seed in range(2)]
         self.data = make_data()
 
-    def runner(self, folder: str, in_background: bool) -> CrosscoderTrainingRunner:
+    def runner(self, folder: str, in_background: bool, is_ours: bool = True) -> CrosscoderTrainingRunner:
         hook = f"blocks.{N_LAYERS // 2}.hook_resid_pre"
+        sae: Any = BatchTopKTrainingCrosscoderConfig if is_ours else BatchTopKTrainingSAEConfig
         cfg = CrosscoderRunnerConfig(
-            sae=BatchTopKTrainingCrosscoderConfig(d_in=2 * WIDTH, d_sae=D_SAE, k=float(K)),
+            sae=sae(d_in=2 * WIDTH, d_sae=D_SAE, k=float(K), normalize_activations="none"),
             sources=[Source(f"m{i}", "random", hook, WIDTH) for i in range(2)],
             dataset_path="in-memory",
             context_size=CONTEXT,
@@ -61,7 +69,6 @@ class Bench:
             train_batch_size_tokens=BATCH,
             store_batch_size_prompts=PROMPTS,
             n_batches_in_buffer=N_BATCHES_IN_BUFFER * BATCH // CONTEXT,
-            n_batches_for_norm_estimate=4,
             n_eval_batches=0,
             exclude_special_tokens=False,
             prepend_bos=False,
@@ -82,14 +89,14 @@ class Bench:
         sources = runner.model.sources
         parts = TrainerParts(batches=iter(batches), scaler=SourceScaler(sources), sources=sources)
         trainer = CrosscoderTrainer(runner.cfg.to_sae_trainer_config(), runner.sae, parts)
-        trainer.activation_scaler.estimate_scaling_factor(2 * WIDTH, iter(batches), 4)
 
         def run() -> None:
-            for i in range(self.n_steps):
+            for i in range(N_STEPS_ALONE):
                 trainer.step(batches[i % len(batches)])
                 trainer.n_training_steps += 1
 
-        return Times.of(run) / self.n_steps
+        run()
+        return alone(run) / N_STEPS_ALONE
 
     @torch.no_grad()
     def forwards(self, n_passes: int = 8) -> Times:
@@ -101,11 +108,11 @@ class Bench:
                 for model in self.models:
                     model(tokens, stop_at_layer=N_LAYERS // 2, return_type=None)
 
-        return Times.of(run) / n_passes
+        return alone(run) / n_passes
 
-    def whole(self, folder: str, in_background: bool) -> tuple[Times, int]:
+    def whole(self, folder: str, in_background: bool, is_ours: bool) -> tuple[Times, int]:
         """A whole run, and the forward passes that it made."""
-        runner = self.runner(folder, in_background)
+        runner = self.runner(folder, in_background, is_ours)
         return Times.of(runner.run), runner.activations_store.n_dataset_processed // PROMPTS
 
 
@@ -128,46 +135,65 @@ class Times:
         return Times(self.clock / n, self.processor / n)
 
 
+def alone(run: Callable[[], Any]) -> Times:
+    """The times of a part, on one thread where it would wait for its own threads."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1 if DEVICE == "cpu" else n_threads)
+    try:
+        return Times.of(run)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def measure(n_rounds: int, n_steps: int) -> list[dict[str, Any]]:
     bench = Bench(n_steps)
-    names = {"with a thread that harvests": True, "one after the other": False}
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        parts: dict[str, Callable[[], Any]] = {
-            "step": lambda: bench.step(folder),
-            "pass": bench.forwards,
-            **{name: lambda threaded=threaded: bench.whole(folder, threaded) for name, threaded in names.items()},
-        }
         for _ in range(n_rounds):
-            rounds.append({name: parts[name]() for name in random.sample(list(parts), len(parts))})
-    return [row(name, rounds, n_steps) for name in names]
+            found: dict[str, Any] = {"before": (bench.forwards(), bench.step(folder))}
+            for name in random.sample(list(RUNS), len(RUNS)):
+                found[name] = bench.whole(folder, *RUNS[name])
+            found["after"] = (bench.forwards(), bench.step(folder))
+            rounds.append(found)
+    return [row(name, rounds, n_steps) for name in RUNS]
+
+
+def allowed(found: dict[str, Any], name: str, n_steps: int) -> Times:
+    """The least that the passes and steps of a run take by the clock, and of the processors."""
+    parts = [found["before"], found["after"]]
+    n_passes = found[name][1]
+    passes = [n_passes * statistics.mean(getattr(p, kind) for p, _ in parts) for kind in ("clock", "processor")]
+    steps = [n_steps * statistics.mean(getattr(s, kind) for _, s in parts) for kind in ("clock", "processor")]
+    processor = passes[1] + steps[1]
+    return Times(max(passes[0], steps[0]) if DEVICE == "cuda" else processor / torch.get_num_threads(), processor)
 
 
 def row(name: str, rounds: list[dict[str, Any]], n_steps: int) -> dict[str, Any]:
-    def share(measured: str) -> float:
-        shares: list[float] = []
-        for found in rounds:
-            times, n_passes = found[name]
-            alone = n_passes * getattr(found["pass"], measured), n_steps * getattr(found["step"], measured)
-            shares.append((max(alone) if DEVICE == "cuda" else sum(alone)) / getattr(times, measured))
-        return statistics.median(shares)
-
-    taken = statistics.median(found[name][0].clock for found in rounds)
+    clocks = {run: [found[run][0].clock for found in rounds] for run in RUNS}
+    floors = [allowed(found, name, n_steps) for found in rounds]
+    is_ours = RUNS[name][1]
     return {
         "name": name,
         "shape": f"{DEVICE}: 2 models of {N_LAYERS} layers, width {WIDTH}; F {D_SAE}, k {K}, batch {BATCH}",
-        "tokens_per_second": round(n_steps * BATCH / taken),
-        "seconds_median": taken,
-        "harvest_floor_seconds": statistics.median(found["pass"].clock * found[name][1] for found in rounds),
-        "steps_alone_seconds": statistics.median(found["step"].clock * n_steps for found in rounds),
-        "share_of_allowed": share("clock"),
-        "share_of_allowed_processor_time": share("processor"),
+        "tokens_per_second": round(n_steps * BATCH / statistics.median(clocks[name])),
+        "seconds_median": statistics.median(clocks[name]),
+        "speedup": median_ratio(clocks[SAELENS], clocks[name]),
+        "processor_speedup": median_ratio(
+            [found[SAELENS][0].processor for found in rounds], [found[name][0].processor for found in rounds]
+        ),
+        # The step that is timed alone is ours.
+        "share_of_allowed": median_ratio([f.clock for f in floors], clocks[name]) if is_ours else None,
+        "share_of_allowed_processor_time": median_ratio(
+            [f.processor for f in floors], [found[name][0].processor for found in rounds]
+        )
+        if is_ours
+        else None,
     }
 
 
 def main() -> None:
     options = parse_arguments(__doc__ or "")
-    report(measure(n_rounds=3 if options.quick else 9, n_steps=24 if options.quick else 96), options)
+    report(measure(n_rounds=3 if options.quick else 7, n_steps=12), options)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ Time: every contender makes one step in every round, in random order, on the sam
 median over rounds, `speedup` the median of the ratios of SAELens's BatchTopK to the contender in the same round, and
 the same over sparsify's TopK and SAELens's Standard. `dense_share` is 10 B D F (the operations of a dense step) by
 seconds, as a share of what the machine multiplies in float32, measured in the same rounds: above 1 no dense step can
-be. Memory (Linux): each contender runs in a process of its own; `peak_mb` is the peak of its steps above data, weights
-and the optimizer's moments. Quality: all are trained on the same tokens, and read on others.
+be. `l0` is the number of active latents a token in the measured steps. Memory (Linux): each contender runs in a process
+of its own; `peak_mb` is the peak of its steps above data, weights and the optimizer's moments. Quality: all are trained
+on the same tokens, and read on others.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from typing import Any
 
 import torch
 from common import machine, median_ratio, parse_arguments, peak_above, print_table, report, seconds, status_mb
-from step_contenders import CONTENDERS, OURS, REFERENCE, SPARSIFY, STANDARD, Contender, Shape, batches, installed
+from step_contenders import (
+    CONTENDERS,
+    OURS,
+    REFERENCE,
+    SPARSIFY,
+    STANDARD,
+    Contender,
+    Shape,
+    batches,
+    installed,
+    n_active,
+)
 from step_quality import quality_rows
 
 N_WARM_UP = 4
@@ -44,15 +56,22 @@ def time_rows(shape: Shape, names: list[str], n_rounds: int) -> list[dict[str, A
             contender.step(x)
     wall: dict[str, list[float]] = {name: [] for name in (*names, "matmul")}
     processor: dict[str, list[float]] = {name: [] for name in names}
+    l0: dict[str, list[float]] = {name: [] for name in names}
+    outputs: dict[str, Any] = {}
+
+    def step(name: str, x: torch.Tensor) -> None:
+        outputs[name] = contenders[name].step(x)
+
     for _, x in zip(range(n_rounds), itertools.cycle(data), strict=False):
         for name in random.sample(list(wall), len(wall)):
             if name == "matmul":
                 wall[name].append(seconds(lambda x=x: torch.mm(x, weights.T)))
                 continue
             start = time.process_time()
-            wall[name].append(seconds(lambda x=x, name=name: contenders[name].step(x)))
+            wall[name].append(seconds(lambda x=x, name=name: step(name, x)))
             processor[name].append(time.process_time() - start)
-    return [_row(name, shape, wall, processor) for name in names]
+            l0[name].append(n_active(outputs.pop(name), shape.d_sae).sum().item() / shape.batch)
+    return [{**_row(name, shape, wall, processor), "l0": statistics.median(l0[name])} for name in names]
 
 
 def _row(name: str, shape: Shape, wall: dict[str, list[float]], processor: dict[str, list[float]]) -> dict[str, Any]:
@@ -135,8 +154,8 @@ def main() -> None:
     if not options.quick:
         rows += rows_of(LARGE, installed(MAIN), n_rounds)
         for shape in GROWTH:
-            rows += rows_of(shape, installed(MAIN), n_rounds)
-    quality = quality_rows(n_steps=100 if options.quick else 600)
+            rows += rows_of(shape, installed(MAIN), n_rounds=5)
+    quality = quality_rows(n_steps=100 if options.quick else 300)
     report(rows, options, quality=quality)
     print()
     print_table(quality)

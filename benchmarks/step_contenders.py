@@ -21,6 +21,7 @@ from sae_lens_crosscoder import (
     BatchTopKTrainingCrosscoderConfig,
     CrosscoderRunnerConfig,
     CrosscoderTrainer,
+    JumpReLUTrainingCrosscoderConfig,
     MatryoshkaBatchTopKTrainingCrosscoderConfig,
     Source,
     SourceScaler,
@@ -31,6 +32,7 @@ from sae_lens_crosscoder._saelens import SAETrainerConfig
 from sae_lens_crosscoder.training import TrainerParts
 
 LEARNING_RATE = 3e-4
+STILL = 1e-12  # a learning rate that changes no weight
 N_BATCHES = 4
 FAR = 10**12  # samples of a run that no measurement reaches the end of
 
@@ -92,7 +94,7 @@ def batches(shape: Shape, n_batches: int = N_BATCHES, seed: int = 0) -> list[tor
     return made
 
 
-def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
+def ours(cfg_class: Any, shape: Shape, lr: float = LEARNING_RATE, **fields: Any) -> Contender:
     """The trainer that `CrosscoderTrainingRunner` makes, on batches from memory."""
     own = {"normalize_activations": "none", **fields}
     sources = [Source(label, "random", "hook", shape.width) for label in ("base", "chat")]
@@ -101,7 +103,7 @@ def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
         sources=sources,
         training_tokens=FAR,
         train_batch_size_tokens=shape.batch,
-        lr=LEARNING_RATE,
+        lr=lr,
         lr_warm_up_steps=0,
         lr_decay_steps=0,
         device=shape.device,
@@ -117,14 +119,14 @@ def ours(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
     return _with_trainer(CrosscoderTrainer(cfg.to_sae_trainer_config(), sae, parts))
 
 
-def saelens(cfg_class: Any, shape: Shape, **fields: Any) -> Contender:
+def saelens(cfg_class: Any, shape: Shape, lr: float = LEARNING_RATE, **fields: Any) -> Contender:
     own = {"device": shape.device, **fields}
     sae = TrainingSAE.from_dict(cfg_class(d_in=shape.d_in, d_sae=shape.d_sae, **own).to_dict())
     cfg = SAETrainerConfig(
         total_training_samples=FAR,
         train_batch_size_samples=shape.batch,
-        lr=LEARNING_RATE,
-        lr_end=LEARNING_RATE / 10,
+        lr=lr,
+        lr_end=lr / 10,
         device=shape.device,
         autocast=shape.autocast,
         logger=LoggingConfig(log_to_wandb=False),
@@ -162,14 +164,20 @@ def _with_trainer(trainer: SAETrainer[Any, Any]) -> Contender:
 
 
 def at_l0(make: Callable[[Shape], Contender]) -> Callable[[Shape], Contender]:
-    """The contender with encoder biases lowered until k latents a token are active, as in a run that became sparse."""
+    """The contender with encoder biases lowered until k latents a token are active, as in a run that became sparse.
+
+    Its learning rate has to be next to nothing: random weights that begin to learn have five times as many active
+    latents after ten steps.
+    """
 
     def made(shape: Shape) -> Contender:
         contender = make(shape)
         sae: Any = contender.model
         with torch.no_grad():
             hidden_pre = sae.encode_with_hidden_pre(batches(shape)[0])[1]
-            sae.b_enc.sub_(hidden_pre.flatten().topk(shape.k * shape.batch, sorted=False).values.min())
+            least = hidden_pre.flatten().topk(shape.k * shape.batch, sorted=False).values.min()
+            threshold = sae.log_threshold.exp() if hasattr(sae, "log_threshold") else 0.0
+            sae.b_enc.add_(threshold - least)
         return contender
 
     return made
@@ -179,12 +187,18 @@ def _ours(cfg_class: Any, **fields: Any) -> Callable[[Shape], Contender]:
     return lambda shape: ours(cfg_class, shape, k=shape.k, **fields)
 
 
-def _standard(shape: Shape) -> Contender:
-    return ours(StandardTrainingCrosscoderConfig, shape, l1_coefficient=1.0)
+def _standard(shape: Shape, lr: float = LEARNING_RATE) -> Contender:
+    return ours(StandardTrainingCrosscoderConfig, shape, lr, l1_coefficient=1.0)
 
 
-def _saelens_standard(shape: Shape) -> Contender:
-    return saelens(StandardTrainingSAEConfig, shape, l1_coefficient=1.0)
+def _saelens_standard(shape: Shape, lr: float = LEARNING_RATE) -> Contender:
+    return saelens(StandardTrainingSAEConfig, shape, lr, l1_coefficient=1.0)
+
+
+def _jumprelu(sparsity_loss: str) -> Callable[[Shape], Contender]:
+    # About as many pairs lie in the lower half of the thresholds' windows as above the thresholds.
+    own = {"sparsity_loss": sparsity_loss, "jumprelu_bandwidth": 0.05}
+    return at_l0(lambda shape: ours(JumpReLUTrainingCrosscoderConfig, shape, STILL, **own))
 
 
 REFERENCE, SPARSIFY, STANDARD, OURS = "SAELens BatchTopK", "sparsify TopK", "SAELens Standard", "batchtopk_crosscoder"
@@ -196,16 +210,28 @@ CONTENDERS: dict[str, Callable[[Shape], Contender]] = {
     f"{OURS}, bfloat16 encoder": _ours(BatchTopKTrainingCrosscoderConfig, encoder_precision="bfloat16"),
     "topk_crosscoder": _ours(TopKTrainingCrosscoderConfig),
     "matryoshka_batchtopk_crosscoder": _ours(MatryoshkaBatchTopKTrainingCrosscoderConfig),
-    STANDARD: at_l0(_saelens_standard),
-    "standard_crosscoder, L0 = k": at_l0(_standard),
+    STANDARD: at_l0(lambda shape: _saelens_standard(shape, STILL)),
+    "standard_crosscoder, L0 = k": at_l0(lambda shape: _standard(shape, STILL)),
+    "jumprelu_crosscoder, tanh, L0 = k": _jumprelu("tanh"),
+    "jumprelu_crosscoder, step, L0 = k": _jumprelu("step"),
+    "SAELens Standard, young": _saelens_standard,
     "standard_crosscoder, young": _standard,
 }
 """What is timed. L1 is timed with k active latents, and, where it says young, at the start of a run."""
 
 
+def n_active(output: Any, d_sae: int) -> torch.Tensor:
+    """On how many tokens every latent was active in a step."""
+    if hasattr(output, "latent_indices"):  # sparsify's
+        active = output.latent_indices[output.latent_acts > 0]
+        return torch.bincount(active.flatten(), minlength=d_sae).float()
+    acts = output.feature_acts.detach()
+    return (acts.to_dense() if acts.is_sparse else acts).bool().float().sum(dim=0)
+
+
 def installed(names: list[str]) -> list[str]:
     """The contenders whose package is there; says which is left out."""
     if SPARSIFY in names and importlib.util.find_spec("sparsify") is None:
-        print(f"{SPARSIFY} is left out: the package eai-sparsify is not installed.")
+        print(f"{SPARSIFY} is left out: the package eai-sparsify is not installed (the extra `bench`).")
         return [name for name in names if name != SPARSIFY]
     return names

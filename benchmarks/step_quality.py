@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from step_contenders import CONTENDERS, OURS, REFERENCE, SPARSIFY, Contender, Shape, batches, installed
+from step_contenders import CONTENDERS, OURS, REFERENCE, SPARSIFY, Contender, Shape, batches, installed, n_active
 
 from sae_lens_crosscoder.training.sparse import forward
 
@@ -43,7 +43,7 @@ def _seeded(name: str) -> Contender:
 
 def _row(name: str, contender: Contender, data: list[torch.Tensor]) -> dict[str, Any]:
     n_read = len(data) // 10
-    unexplained, total, n_active = 0.0, 0.0, 0.0
+    unexplained, total, n_all = 0.0, 0.0, 0.0
     fired = torch.zeros(SHAPE.d_sae)
     for i, x in enumerate(data):
         output = contender.step(x)  # its reconstruction is from before the step: no batch is read after it was learned
@@ -51,23 +51,14 @@ def _row(name: str, contender: Contender, data: list[torch.Tensor]) -> dict[str,
             continue
         unexplained += (output.sae_out.detach() - x).pow(2).sum().item()
         total += (x - x.mean(dim=0)).pow(2).sum().item()
-        n_fired = _firing(output)
-        n_active += n_fired.sum().item() / len(x)
+        n_fired = n_active(output, SHAPE.d_sae)
+        n_all += n_fired.sum().item() / len(x)
         fired += n_fired
     return {
         "name": name,
         "shape": str(SHAPE),
         "n_steps": len(data),
         "unexplained_variance": unexplained / total,
-        "l0": n_active / n_read,
+        "l0": n_all / n_read,
         "silent_latents": int((fired == 0).sum()),
     }
-
-
-def _firing(output: Any) -> torch.Tensor:
-    """On how many tokens every latent fired."""
-    if hasattr(output, "latent_indices"):  # sparsify's
-        active = output.latent_indices[output.latent_acts > 0]
-        return torch.bincount(active.flatten(), minlength=SHAPE.d_sae).float()
-    acts = output.feature_acts.detach()
-    return (acts.to_dense() if acts.is_sparse else acts).bool().float().sum(dim=0)

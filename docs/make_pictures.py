@@ -1,19 +1,21 @@
 """Makes the pictures of the documentation and of the README, by this package's own plots.
 
-`python docs/make_pictures.py` reads the results of `benchmarks/planted.py`, trains two crosscoders on a planted pair
-(seconds), and reads what the tutorials have left in `tutorials/out/` (`make tutorials` first). Chromium takes the
-picture of the report. Names of functions below make some of them.
+`python docs/make_pictures.py` reads the results of `benchmarks/planted.py` and `benchmarks/step.py`, trains two
+crosscoders on a planted pair (seconds), and reads what the tutorials have left in `tutorials/out/` (`make tutorials`
+first). Chromium takes the picture of the report. Names of functions below make some of them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -83,6 +85,53 @@ def planted_truth() -> None:
         axes.set(xlim=(0, 1.02), xlabel="share (mean and deviation over five seeds)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=2)
+
+
+def step_time() -> None:
+    """How long a training step takes, and how that grows with the number of latents, from the benchmark's results."""
+    results = json.loads(sorted((ROOT / "benchmarks" / "results").glob("step-*.json"))[-1].read_text())
+    shape = results["rows"][0]["shape"]
+    rows = [row for row in results["rows"] if row["shape"] == shape]
+    growth = _growth_in_latents(results["rows"])
+    figure, (bars, lines) = plt.subplots(1, 2, figsize=(10.6, 4.2), width_ratios=(1.7, 1))
+    names = [row["name"] for row in rows]
+    colours = [BLUE if "crosscoder" in name else GREY for name in names]
+    bars.barh(names, [row["seconds_median"] for row in rows], color=colours)
+    for i, row in enumerate(rows):
+        bars.text(row["seconds_median"], i, f"  {row['seconds_median']:.2f} s, {row['speedup']:.1f}x", va="center")
+    bars.invert_yaxis()
+    bars.set(
+        xlim=(0, 1.35 * max(row["seconds_median"] for row in rows)),
+        xlabel=f"seconds a step on {results['machine']['n_threads']} threads, and times as fast as {names[0]}",
+        title=shape,
+    )
+    for name, points in growth.items():
+        colour = BLUE if "crosscoder" in name else RED if name == names[0] else GREY
+        lines.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
+    lines.set(xscale="log", yscale="log", xlabel="latents F", ylabel="seconds a step", title="growth in F")
+    ticks = sorted({n for points in growth.values() for n, _ in points})
+    lines.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    lines.minorticks_off()
+    lines.legend(frameon=False)
+    for axes in (bars, lines):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(PICTURES / "step.png", dpi=90, facecolor="white")
+    plt.close(figure)
+
+
+def _growth_in_latents(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Latents and seconds of three contenders, for every F that they were timed with, all else being equal."""
+    number = re.compile(r"F (\d+)")
+    of_first = number.sub("F", rows[0]["shape"])
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if number.sub("F", row["shape"]) == of_first:
+            found = number.search(row["shape"])
+            assert found is not None
+            points.setdefault(row["name"], []).append((int(found[1]), row["seconds_median"]))
+    main = ("SAELens BatchTopK", "sparsify TopK", "batchtopk_crosscoder")
+    return {name: sorted(of_name) for name, of_name in points.items() if name in main}
 
 
 def planted_pair() -> None:
@@ -180,7 +229,9 @@ def report() -> None:
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    makers = {make.__name__: make for make in (crosscoder, planted_truth, planted_pair, patching, stages, report)}
+    makers = {
+        make.__name__: make for make in (crosscoder, step_time, planted_truth, planted_pair, patching, stages, report)
+    }
     for name in sys.argv[1:] or makers:
         makers[name]()
         print(name)

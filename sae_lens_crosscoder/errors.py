@@ -47,6 +47,14 @@ class DamagedError(DataError):
     """A file or folder that is not what was written: cut off, changed, or never finished."""
 
 
+class StreamError(DataError):
+    """A stream of documents that broke and did not come back; what was read so far is intact."""
+
+
+class MemoryFullError(CrosscoderError, MemoryError):
+    """A device has no memory left for what the configuration asks of it."""
+
+
 class NotFoundError(CrosscoderError, FileNotFoundError):
     """A file or folder that should be there and is not."""
 
@@ -61,6 +69,10 @@ class HubError(CrosscoderError, ConnectionError):
 
 class UploadError(CrosscoderError, ConnectionError):
     """A service that refused what was sent, or that could not be reached."""
+
+
+class LostProcessError(CrosscoderError, ConnectionError):
+    """Another process of a run on several was lost, or did not answer in time."""
 
 
 class MissingDependencyError(CrosscoderError, ImportError):
@@ -95,6 +107,10 @@ class TrainingInterrupted(CrosscoderError):
     def __init__(self, message: str, checkpoint: str | None = None) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
+
+
+class WaitStopped(CrosscoderError):
+    """A wait for data that was broken off because the run was asked to stop."""
 
 
 def first_line(error: BaseException) -> str:

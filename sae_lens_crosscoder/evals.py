@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE, run_evals
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder._saelens import ActivationScaler, DataProvider, EvalConfig
 from sae_lens_crosscoder.activations import PairedActivationsStore, TrainingBatches
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
+from sae_lens_crosscoder.progress import Bar, token_bar
 from sae_lens_crosscoder.splicing import spliced_metrics
 
 _BEHAVIOUR_GROUPS = ("model_performance_preservation", "model_behavior_preservation")
@@ -180,8 +180,8 @@ class CrosscoderEvaluator:
         """The metrics with names such as "eval/sources/base/ce_loss_score", for W&B."""
         if isinstance(data_provider, TrainingBatches):
             with data_provider.paused():
-                return _flat(self.evaluate(sae, activation_scaler), "eval")
-        return _flat(self.evaluate(sae, activation_scaler), "eval")
+                return flat_metrics(self.evaluate(sae, activation_scaler), "eval")
+        return flat_metrics(self.evaluate(sae, activation_scaler), "eval")
 
     @torch.no_grad()
     def evaluate(
@@ -209,8 +209,10 @@ class CrosscoderEvaluator:
             steps = [("", self._mixture)]
             if len(self._datasets) > 1:
                 steps += list(self._datasets.items())
-            bar = tqdm(steps, desc="Evaluating", disable=not progress)
-            results = [(label, self._evaluate_on(sae, data, scaler)) for label, data in bar]
+            # Two passes for the reconstruction, and one with each model's own.
+            n_tokens = sum(data.sequences.numel() for _, data in steps) * (2 + len(self.model.sources))
+            with token_bar("Evaluating", n_tokens, shown=progress) as bar:
+                results = [(label, self._evaluate_on(sae, data, scaler, bar)) for label, data in steps]
         finally:
             sae.train(was_training)
         metrics: dict[str, Any] = results[0][1]
@@ -218,12 +220,13 @@ class CrosscoderEvaluator:
             metrics["datasets"] = dict(results[1:])
         return metrics
 
-    def _evaluate_on(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler) -> dict[str, Any]:
-        metrics = self._reconstruction(sae, data, scaler)
+    def _evaluate_on(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: Bar) -> dict[str, Any]:
+        metrics = self._reconstruction(sae, data, scaler, bar)
         if self.model.aligner is not None:
             metrics["token_alignment"] = {"kept_share": self.model.kept_shares(data.sequences)}
         for label in self.model.sources.labels:
             metrics["sources"][label].update(self._behaviour(sae, label, data, scaler))
+            bar.update(data.sequences.numel())
         return metrics
 
     def _behaviour(self, sae: SAE[Any], label: str, data: EvalSequences, scaler: ActivationScaler) -> dict[str, float]:
@@ -244,14 +247,14 @@ class CrosscoderEvaluator:
         )
         return {name: value for group in _BEHAVIOUR_GROUPS for name, value in groups[group].items()}
 
-    def _reconstruction(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler) -> dict[str, Any]:
+    def _reconstruction(self, sae: SAE[Any], data: EvalSequences, scaler: ActivationScaler, bar: Bar) -> dict[str, Any]:
         sources = self.model.sources
         parts = {"": slice(0, sources.d_in), **{label: sources.columns(label) for label in sources.labels}}
-        mean = self._mean_activation(data).to(sae.device)
+        mean = self._mean_activation(data, bar).to(sae.device)
         variances = {label: ExplainedVariance(mean[columns]) for label, columns in parts.items()}
         n_active = 0
         fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
-        for x in self._activations(data):
+        for x in self._activations(data, bar):
             x = x.to(sae.device)
             feature_acts = sae.encode(scaler.scale(x))
             x_hat = scaler.unscale(sae.decode(feature_acts))
@@ -270,27 +273,29 @@ class CrosscoderEvaluator:
             "sources": {label: variances[label].compute() for label in sources.labels},
         }
 
-    def _activations(self, data: EvalSequences) -> Iterator[Float[Tensor, "n d_in"]]:
+    def _activations(self, data: EvalSequences, bar: Bar) -> Iterator[Float[Tensor, "n d_in"]]:
         excluded = torch.tensor(self.excluded_tokens, dtype=torch.long)
         for tokens in data.batches():
             joint = self.model.join(self.model.source_activations(tokens))
             if self.model.aligner is None:
                 joint = joint[(~torch.isin(tokens, excluded)).to(joint.device)]
             yield joint
+            bar.update(tokens.numel())
 
-    def _mean_activation(self, data: EvalSequences) -> Float[Tensor, " d_in"]:
+    def _mean_activation(self, data: EvalSequences, bar: Bar) -> Float[Tensor, " d_in"]:
         total, n_tokens = torch.zeros(self.model.sources.d_in, dtype=torch.float64), 0
-        for x in self._activations(data):
+        for x in self._activations(data, bar):
             total += x.double().sum(dim=0).cpu()
             n_tokens += len(x)
         return total / n_tokens
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested metrics as one mapping, with names such as "eval/sources/base/ce_loss_score"."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(cast("Mapping[str, Any]", value), f"{prefix}/{name}"))
+            flat.update(flat_metrics(cast("Mapping[str, Any]", value), f"{prefix}/{name}"))
         else:
             flat[f"{prefix}/{name}"] = value
     return flat

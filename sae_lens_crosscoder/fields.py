@@ -15,6 +15,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, NotFoundError, first_line
 
+_MOST_LISTED = 30
+"""Fields that a message names one by one."""
+
 
 def checked_fields(
     cls: type[Any],
@@ -44,8 +47,10 @@ def checked_fields(
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(str(name), list(fields), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(fields)}."
-            raise error(f"{what} has no field {name!r}.{hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(fields)}."
+            if not near and len(fields) > _MOST_LISTED:
+                hint = "`sae-lens-crosscoder fields` lists those that there are."
+            raise error(f"{what} has no field {name!r}. {hint}")
     missing = [
         name
         for name, field in fields.items()
@@ -93,7 +98,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         raise NotFoundError(f"There is no configuration file at {file}.")
     try:
         values = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    # YAML's own types (dates, integers with a tag) fail by whatever their conversion raises.
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no mapping of fields but {type(values).__name__}.")

@@ -17,11 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from sae_lens_crosscoder.errors import CrosscoderError, NotFoundError, SaveError
+from sae_lens_crosscoder.errors import CrosscoderError, NotFoundError, SaveError, first_line
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ELSEWHERE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
 _REFUSED = {*_FULL, *_ELSEWHERE, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+_ARCHIVE = ("inline_container", "PytorchStreamWriter failed")
+"""What torch says of an archive that it could not write to its end, whatever the reason was."""
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}\.tmp(?P<old>\.old)?")
 """What `written_aside` calls the folder that it writes, and the one that it replaces."""
@@ -146,15 +149,17 @@ def _refusals_named(target: Path) -> Generator[None]:
         refused = isinstance(error, OSError) and error.errno in _REFUSED
         if not refused and not _says_full(error):
             raise
+        reason = str(error) if refused else f"No space left, or a write that was refused: {first_line(error)}"
         raise SaveError(
-            f"Saving to {target} failed: {error}. What was there before is unchanged; free some space or choose "
+            f"Saving to {target} failed: {reason}. What was there before is unchanged; free some space or choose "
             "another folder."
         ) from error
 
 
 def _says_full(error: Exception) -> bool:
-    """Whether it is a full disk, which safetensors reports by an error of its own."""
-    return "No space left" in str(error)
+    """Whether it is a full disk, which safetensors and torch's archives report by errors of their own."""
+    said = str(error)
+    return "No space left" in said or (isinstance(error, RuntimeError) and any(words in said for words in _ARCHIVE))
 
 
 @contextmanager

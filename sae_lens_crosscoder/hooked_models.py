@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -108,10 +109,24 @@ def input_device(model: HookedModel) -> torch.device:
     return next(model.parameters()).device
 
 
+def n_token_ids(model: HookedModel) -> int | None:
+    """How many token ids a model can read; None for a model that does not say."""
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if d_vocab is not None:
+        return d_vocab
+    inner: Any = getattr(model, "model", None)
+    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    return getattr(embedding, "num_embeddings", None)
+
+
 def _not_loaded(source: Source, error: Exception) -> NotFoundError:
+    name = source.model_name
+    # A name of the Hub has one slash; anything with more is a path, and from here there is nothing at its end.
+    is_lost_path = (name.count("/") > 1 or name.startswith((".", "~"))) and not Path(name).exists()
+    lost = f"there is no such folder in {Path.cwd()}, which the path is read from"
     return NotFoundError(
-        f"The model {source.model_name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "
-        f"{first_line(error)}"
+        f"The model {name!r} of source {source.label!r} cannot be loaded as {source.model_class_name}: "
+        f"{lost if is_lost_path else first_line(error)}"
     )
 
 

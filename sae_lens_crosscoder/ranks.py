@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sae_lens_crosscoder.errors import LostProcessError, first_line
+
+
+@contextmanager
+def with_others() -> Generator[None]:
+    """A block that needs the other processes; on CUDA, NCCL ends a process that waits in vain without an error here.
+
+    Raises:
+        LostProcessError: One of them was lost, or did not come in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's own errors are RuntimeErrors too
+        raise LostProcessError(
+            f"This process waited in vain for another one: {first_line(error)}. That one was killed, failed, or hung "
+            "for longer than process_timeout_seconds; what it printed says why. Nothing of the last checkpoint is "
+            "lost: start the run anew with resume_from_checkpoint='auto', on as many processes as there are."
+        ) from error
 
 
 class Ranks:
@@ -45,7 +66,8 @@ class Ranks:
             return [values]
         values = values.contiguous()
         parts = [torch.empty_like(values) for _ in range(self.n)]
-        dist.all_gather(parts, values)
+        with with_others():
+            dist.all_gather(parts, values)
         return parts
 
     @torch.no_grad()
@@ -53,7 +75,8 @@ class Ranks:
         """Write the first rank's tensor into that of every rank."""
         if self.is_several:
             sent = values.detach().contiguous()
-            dist.broadcast(sent, src=0)
+            with with_others():
+                dist.broadcast(sent, src=0)
             values.copy_(sent)
 
     def from_first(self, value: Any) -> Any:
@@ -61,7 +84,8 @@ class Ranks:
         if not self.is_several:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with with_others():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def of_each(self, value: Any) -> list[Any]:
@@ -69,19 +93,22 @@ class Ranks:
         if not self.is_several:
             return [value]
         box: list[Any] = [None] * self.n
-        dist.all_gather_object(box, value)
+        with with_others():
+            dist.all_gather_object(box, value)
         return box
 
     def wait(self) -> None:
         """Return when all ranks are here."""
         if self.is_several:
-            dist.barrier()
+            with with_others():
+                dist.barrier()
 
     def _reduced(self, values: Tensor, operation: Any) -> Tensor:
         if not self.is_several:
             return values
         total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, operation)
+        with with_others():
+            dist.all_reduce(total, operation)
         return total
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,12 @@ Combine = Literal["concat", "difference"]
 TokenAlignment = Literal["same_ids", "character_offsets"]
 """How models read one text: as the same token ids, or each as tokens of its own, compared where those end together."""
 
+TRUST_VARIABLE = "SAE_LENS_CROSSCODER_TRUST_REMOTE_CODE"
+"""Variable of the environment by which a user lets files say `trust_remote_code`; in a configuration it does so itself.
+"""
+
+_SECRETS = {"token", "use_auth_token", "api_key", "password"}
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -77,12 +84,18 @@ class Source:
         }
         object.__setattr__(self, "model_from_pretrained_kwargs", kwargs)
         try:
-            json.dumps(kwargs)
+            text = json.dumps(kwargs)
         except TypeError as error:
             raise SourceError(
                 f"Source {self.label!r} has model_from_pretrained_kwargs that cannot be saved: {error}. "
                 "Load the models yourself and pass override_model=JointModel(sources, models)."
             ) from error
+        if _TOKEN.search(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
+            raise SourceError(
+                f"Source {self.label!r} has an access token among its model_from_pretrained_kwargs. It would be "
+                "written into every checkpoint, the saved crosscoder and the log. Take it out, log in with "
+                "`hf auth login` or set HF_TOKEN."
+            )
         if not self.activation_scale > 0:
             raise SourceError(
                 f"Source {self.label!r} has activation_scale={self.activation_scale!r}: it must be positive."
@@ -283,4 +296,20 @@ class Sources(Sequence[Source]):
                     "from Sources(...).to_metadata()."
                 )
         alignment = entries.get("token_alignment")
-        return cls.from_dicts(entries["sources"], entries["combine"], "same_ids" if alignment is None else alignment)
+        read = cls.from_dicts(entries["sources"], entries["combine"], "same_ids" if alignment is None else alignment)
+        read.check_trusted()
+        return read
+
+    def check_trusted(self) -> None:
+        """Whether sources that were read from a file, of whoever wrote it, load models without running their code.
+
+        Raises:
+            SourceError: A source says `trust_remote_code`, and `TRUST_VARIABLE` is not set in the environment.
+        """
+        for source in self.sources:
+            if source.model_from_pretrained_kwargs.get("trust_remote_code") and not os.environ.get(TRUST_VARIABLE):
+                raise SourceError(
+                    f"The file of this crosscoder wants code from {source.model_name!r} to be run when the model of "
+                    f"source {source.label!r} is loaded (trust_remote_code). Whoever wrote the file could run anything "
+                    f"on this machine. If you trust its author and the model's, set {TRUST_VARIABLE}=1."
+                )

@@ -18,6 +18,7 @@ from sae_lens_crosscoder import cli
 from sae_lens_crosscoder.cli import diff as diff_command
 from sae_lens_crosscoder.cli.parser import parse_fields
 from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.training.saved_run import SavedRun
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ def train_arguments(models: Path, out: Path) -> list[str]:
 
 
 def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "crosscoder"
     assert cli.main(train_arguments(models, out)) == 0
@@ -98,6 +99,14 @@ def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_li
     listed = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
     assert [j for chunk in listed for j in chunk["latents"]] == [int(row["latent"]) for row in best]
 
+    strongest = int(best[0]["latent"])
+    monkeypatch.setattr(SavedRun, "dead", torch.arange(24) == strongest)
+    for flags, is_left_out in ((chosen, True), (["--latents", str(strongest), *chosen[4:]], False)):
+        assert cli.main(["dashboard", str(out), *flags, "--datasets", data(models)]) == 0
+        assert ("dead latents" in capsys.readouterr().out) == is_left_out
+        (listed,) = json.loads((pages / "dashboards.json").read_text())["chunks"].values()
+        assert (strongest in listed["latents"]) != is_left_out
+
     steer = ["steer", str(out), "--prompt", "the owl flies", "--max-new-tokens", "4"]
     assert cli.main([*steer, "--add", "3=1e3", "--remove", "5"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -131,8 +140,8 @@ def test_a_crosscoder_trained_on_a_cache_is_the_one_trained_on_the_models(
         assert cli.main(["cache", *arguments, *flags]) == 0
     assert "writer 1 of 2: up to 150 sequences in 1 shards" in capsys.readouterr().out
     reads = ["--use_cached_activations", "true", "--cached_activations_path", str(cache)]
-    for flags in (arguments, [*train_arguments(models, tmp_path / "cached")[1:], *reads]):
-        torch.manual_seed(0)  # of the first weights
+    for seed, flags in enumerate((arguments, [*train_arguments(models, tmp_path / "cached")[1:], *reads])):
+        torch.manual_seed(seed)  # as two processes begin: the run's own seed decides
         assert cli.main(["train", *flags]) == 0
     live, cached = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("live", "cached"))
     assert all(torch.equal(live[name], cached[name]) for name in live)
@@ -173,6 +182,13 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
         (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
+        (["tran", "run.yaml"], "There is no command 'tran'. Did you mean `train`?"),
+        (["compare"], "There is no command 'compare'. sae-lens-crosscoder --help lists those that there are."),
+        (
+            ["diff", "nowhere", "--bugdet-tokens", "9"],
+            "`diff` has no flag --bugdet-tokens. Did you mean --budget-tokens?",
+        ),
+        (["demo", "--device", "coda"], "device='coda' is no device. Use 'cpu', 'cuda', 'cuda:1' or 'mps'."),
         (["train", "--lr"], "--lr has no value"),
         (["train", "--dataset", "path"], "'path' is no field=value"),
         (["train", "--lr", "1"], "needs `sae` with its `architecture`"),
@@ -188,6 +204,28 @@ def test_bad_input_ends_with_code_2_and_one_clear_line(
     assert message in error
     assert error.startswith("error: ")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_model_folder_that_is_not_seen_from_here_is_said_to_be_one(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [word.replace(str(models), "out/demo/pair") for word in train_arguments(models, tmp_path / "out")]
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    assert f"there is no such folder in {tmp_path}, which the path is read from" in capsys.readouterr().err
+
+
+def test_the_bare_program_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([])
+    assert exit_.value.code == 0
+    assert "show what differs between the models" in capsys.readouterr().out
+
+
+def test_fields_that_are_written_with_hyphens_are_fields() -> None:
+    _, commands = cli.parsers()
+    for flag in ("--training-tokens", "--n-eval-batches", "--context-size"):
+        assert cli.split_fields(["cache", flag, "1"], commands)[1] == [flag, "1"]
 
 
 def test_unknown_flags_of_a_command_without_fields_are_refused() -> None:

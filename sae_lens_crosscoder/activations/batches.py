@@ -70,6 +70,11 @@ class ShardedBatches(Iterator[Tensor]):
         """The same stream of batches, each of them whole."""
         return ShardedBatches(self._shards, self._ranks, gathers=True)
 
+    def put_back(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        """Take back the whole batch that was given last: it is the next one."""
+        for shard, part in zip(self._shards, batch.chunk(len(self._shards)), strict=True):
+            shard.store.put_back(part)
+
     def paused(self) -> ExitStack:
         """Keep all threads from the stores and the models inside the `with` block, in which nothing is taken."""
         stack = ExitStack()

@@ -18,8 +18,10 @@ from datasets import Dataset, DatasetDict, IterableDataset, interleave_datasets,
 from torch import Tensor
 
 from sae_lens_crosscoder._saelens import concat_and_batch_sequences, get_special_token_from_cfg
+from sae_lens_crosscoder.activations.stream_care import Patience, StreamCare
+from sae_lens_crosscoder.activations.stream_faults import fault_of
 from sae_lens_crosscoder.chat_template import render_chat
-from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, DataError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.newer_files import read_newer_datasets
 
@@ -136,37 +138,58 @@ def mixture_weights(configs: Sequence[DatasetConfig]) -> list[float]:
     return given
 
 
-def load_documents(config: DatasetConfig) -> Dataset | IterableDataset:
+def load_documents(config: DatasetConfig, care: StreamCare | None = None) -> Dataset | IterableDataset:
     """Open one data set with the `datasets` library.
+
+    Args:
+        config: The data set.
+        care: How long to try again where a server does not answer; None does not.
 
     Raises:
         ConfigError: There is no path.
         NotFoundError: The library finds no such data set.
-        DataError: It has no such split or configuration.
+        StreamError: The server that has it cannot be reached.
+        DataError: It has no such split or configuration, cannot be decoded, or may not be read.
     """
     if not config.path:
         raise ConfigError("A data set has no path. Set dataset_path, or a path for each entry of datasets.")
     read_newer_datasets()
-    try:
-        if (Path(config.path) / "state.json").is_file():
-            return cast(Dataset, load_from_disk(config.path))
-        if (Path(config.path) / "dataset_dict.json").is_file():
-            splits = cast(DatasetDict, load_from_disk(config.path))
-            if config.split not in splits:
-                raise DataError(
-                    f"Data set {config.path!r} has no split {config.split!r}. It has {', '.join(map(repr, splits))}."
-                )
-            return splits[config.split]
-        loaded = load_dataset(
-            config.path, config.name, split=config.split, data_files=config.data_files, streaming=config.streaming
-        )
-    except (FileNotFoundError, ConnectionError) as error:
-        raise NotFoundError(f"Data set {config.path!r} cannot be opened: {error}") from error
-    except ValueError as error:
-        if isinstance(error, DataError):
+    care = care or StreamCare(Patience(retries=0))
+    n_failed = 0
+    while True:
+        try:
+            return _opened(config)
+        except CrosscoderError:
             raise
-        raise DataError(f"Data set {config.path!r} cannot be opened: {error} Check its name and split.") from error
-    return loaded
+        except Exception as error:
+            fault = fault_of(error)
+            if fault == "broken":
+                n_failed += 1
+                care.wait_to_retry(config.title, "its opening", error, n_failed)
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise NotFoundError(f"Data set {config.path!r} cannot be opened: {first_line(error)}") from error
+            if fault == "corrupt" or isinstance(error, (ValueError, OSError)):
+                raise DataError(
+                    f"Data set {config.path!r} cannot be opened: {first_line(error)} Check its name and split, and "
+                    "that its files are whole."
+                ) from error
+            raise
+
+
+def _opened(config: DatasetConfig) -> Dataset | IterableDataset:
+    if (Path(config.path) / "state.json").is_file():
+        return cast(Dataset, load_from_disk(config.path))
+    if (Path(config.path) / "dataset_dict.json").is_file():
+        splits = cast(DatasetDict, load_from_disk(config.path))
+        if config.split not in splits:
+            raise DataError(
+                f"Data set {config.path!r} has no split {config.split!r}. It has {', '.join(map(repr, splits))}."
+            )
+        return splits[config.split]
+    return load_dataset(
+        config.path, config.name, split=config.split, data_files=config.data_files, streaming=config.streaming
+    )
 
 
 def packed_sequences(

@@ -28,6 +28,7 @@ class HarvestThread:
         self._is_closed = False
         self._in_pass = False
         self._error: BaseException | None = None
+        store.care.stops.append(self._asks_to_stop)
         self._thread = threading.Thread(target=self._run, name="harvest", daemon=True)
         self._thread.start()
 
@@ -65,6 +66,11 @@ class HarvestThread:
         with self._changing():
             self._is_closed = True
         self._thread.join()
+        if self._asks_to_stop in self._store.care.stops:
+            self._store.care.stops.remove(self._asks_to_stop)
+
+    def _asks_to_stop(self) -> bool:
+        return self._is_closed
 
     @contextmanager
     def _changing(self) -> Generator[None]:
@@ -77,7 +83,7 @@ class HarvestThread:
             with torch.no_grad(), side_stream(self._buffer.pool.device):
                 while self._begins_pass():
                     try:
-                        self._store.add_pass(lambda: self._is_closed)
+                        self._store.add_pass()
                     finally:
                         with self._changing():
                             self._in_pass = False

@@ -70,7 +70,9 @@ class SourceScaler(ActivationScaler):
         """
         sums = torch.zeros(len(self.sources.widths), dtype=torch.float64)
         n_tokens = 0
-        for _ in tqdm(range(n_batches_for_norm_estimate), desc="Estimating activation norms", leave=False):
+        for _ in tqdm(
+            range(n_batches_for_norm_estimate), desc="Estimating activation norms", unit="batch", leave=False
+        ):
             batch = next(data_provider)
             n_tokens += batch.shape[0]
             for i, part in enumerate(batch.split(self.sources.widths, dim=-1)):

@@ -143,12 +143,14 @@ class ShuffleBuffer:
         with self._rows_lock:
             if self.n_batches_ready == 0:
                 self._shuffle()
-            rows, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-            self.n_batches_ready -= 1
+            rows = self.order[: self.batch_size]
         self._written.wait()
         batch = self.pool.index_select(0, rows.to(self.pool.device)).to(dtype)
         self._served.record()
         with self._rows_lock:
+            # Only now: a batch that there was no memory for is the next one.
+            self.order = self.order[self.batch_size :]
+            self.n_batches_ready -= 1
             # Sorted, so that later writes run forward through memory.
             self.free = torch.cat([self.free, rows]).sort().values
         return batch

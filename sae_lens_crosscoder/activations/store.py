@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from jaxtyping import Float, Int
 from sae_lens import ActivationsStore
@@ -23,7 +23,6 @@ from sae_lens_crosscoder._saelens import str_to_dtype
 from sae_lens_crosscoder.activations.aligned_sequences import AlignedPacking, check_kept_shares
 from sae_lens_crosscoder.activations.datasets import (
     DatasetConfig,
-    load_documents,
     mix,
     mixture_weights,
     packed_sequences,
@@ -31,15 +30,20 @@ from sae_lens_crosscoder.activations.datasets import (
 from sae_lens_crosscoder.activations.disk_cache.description import origin_of
 from sae_lens_crosscoder.activations.disk_cache.passes import CachedPasses
 from sae_lens_crosscoder.activations.disk_cache.reader import CacheReader
+from sae_lens_crosscoder.activations.epochs import Epochs, ended_sources
 from sae_lens_crosscoder.activations.finite import check_finite
+from sae_lens_crosscoder.activations.opening import Documents, first_sequences, open_documents
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
+from sae_lens_crosscoder.activations.steady_stream import steady
 from sae_lens_crosscoder.activations.store_config import DescribesStore, StoreConfig
+from sae_lens_crosscoder.activations.stream_care import StreamCare
+from sae_lens_crosscoder.activations.token_ids import check_token_ids
 from sae_lens_crosscoder.errors import ConfigError, DataError
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME, JointModel
 
-Documents = Dataset | IterableDataset
-"""One opened data set: one split, in memory or streamed."""
+_CACHED = "cached activations"
+"""What the counts of epochs call a cache, of which sequences of all data sets are read."""
 
 
 class PairedActivationsStore(ActivationsStore):
@@ -78,6 +82,9 @@ class PairedActivationsStore(ActivationsStore):
         weights = mixture_weights(datasets)
         if cfg.n_shards > 1:
             documents = [split_dataset_by_node(cast(Any, data), cfg.shard, cfg.n_shards) for data in documents]
+        self.care = StreamCare(cfg.patience)
+        """How its streams are cared for, and which of their shards were left out."""
+        documents = [steady(data, config.title, self.care) for data, config in zip(documents, datasets, strict=True)]
         seed = cfg.seed + cfg.shard
         pack_texts, row_length = None, cfg.sequence_format.context_size
         if model.aligner is not None:
@@ -91,7 +98,8 @@ class PairedActivationsStore(ActivationsStore):
         self.dataset_labels = [config.title for config in datasets]
         self.dataset_weights = weights
         heads = {
-            config.title: _head(stream, config.title, cfg) for stream, config in zip(packed, datasets, strict=True)
+            config.title: first_sequences(stream, config.title, cfg)
+            for stream, config in zip(packed, datasets, strict=True)
         }
         self.kept_shares = {
             label: sum(w * model.kept_shares(head)[label] for w, head in zip(weights, heads.values(), strict=True))
@@ -108,7 +116,7 @@ class PairedActivationsStore(ActivationsStore):
         """What the activations depend on, as JSON."""
         reader = None
         if cfg.cached_activations_path is not None:
-            reader = CacheReader(cfg.cached_activations_path, cfg.batch_size_prompts, cfg.seed)
+            reader = CacheReader(cfg.cached_activations_path, cfg.batch_size_prompts, cfg.seed, care=self.care)
             reader.description.check_readable(reader.folder, self.origin, cfg.n_eval_sequences)
         training = [stream.skip(cfg.n_eval_sequences) for stream in packed] if cfg.n_eval_sequences else packed
         with warnings.catch_warnings():
@@ -136,11 +144,17 @@ class PairedActivationsStore(ActivationsStore):
                 activations_mixing_fraction=cfg.mix_fraction,
             )
         self.cfg = cfg
-        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest)
+        self._cache = None if reader is None else CachedPasses(reader, model, self.harvest, cfg.autocast_lm)
         self.generator = torch.Generator().manual_seed(seed)
+        self.epochs = Epochs(
+            [_CACHED] if self._cache is not None else self.dataset_labels, cfg.sequence_format.context_size
+        )
+        """How often the data were read."""
         self.n_batches_served = 0
         self.n_epochs_finished = 0
         self._n_rows_in_epoch = 0
+        self._returned: Tensor | None = None
+        self._read_state: dict[str, Any] | None = None  # after the last whole pass; None at the very beginning
 
     @classmethod
     @override
@@ -162,8 +176,9 @@ class PairedActivationsStore(ActivationsStore):
         Raises:
             ConfigError: Labels of `override_dataset` that are not those of `cfg.datasets`.
         """
-        datasets, documents = _open(cfg.dataset_configs, override_dataset)
-        return cls(model, documents, datasets, replace(cfg.store_config(model.tokenizer), shard=shard))
+        own = replace(cfg.store_config(model.tokenizer), shard=shard)
+        datasets, documents = open_documents(cfg.dataset_configs, override_dataset, StreamCare(own.patience))
+        return cls(model, documents, datasets, own)
 
     def harvest(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "*rows _d_part"]]:
         """Activations of the tokens, one tensor for each part of the joint activation, not yet concatenated."""
@@ -185,67 +200,105 @@ class PairedActivationsStore(ActivationsStore):
     def get_data_loader(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Endless stream of shuffled training batches."""
         while True:
-            while not self.buffer.is_ready:
-                self.add_pass()
+            if self._returned is not None:
+                batch, self._returned = self._returned, None
+            else:
+                while not self.buffer.is_ready:
+                    self.add_pass()
+                batch = self.buffer.next_batch(self.dtype)
             self.n_batches_served += 1
-            yield self.buffer.next_batch(self.dtype)
+            yield batch
+
+    def put_back(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        """Take back the batch that was served last: it is the next one, also after a resume."""
+        self._returned = batch
+        self.n_batches_served -= 1
 
     @torch.no_grad()
-    def add_pass(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    def add_pass(self) -> None:
         """Add the rows of one forward pass, or as much of the cache, to the buffer, without tokens that are dropped.
 
-        The data begin anew when they end.
-
-        Args:
-            is_stopped: Asked while a cache that is still being written is waited for; ends the wait.
+        The data begin anew when they end. If it fails, nothing was read: the same sequences come again.
 
         Raises:
-            DataError: All tokens of the data are dropped, or the cache is damaged.
+            DataError: All tokens are dropped, data or cache are damaged or of other models, or a stream broke for good.
             NonFiniteError: Activations that are infinite or not a number.
             ConfigError: The cache holds activations of other models.
+            WaitStopped: The run was asked to stop while a stream or the cache was waited for.
         """
-        tokens, parts = self._next_pass(is_stopped)
-        if self.model.aligner is None:
-            positions = slice(*self.seqpos_slice)
-            parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in parts]
-            tokens = tokens[:, positions]
-        keep = self._kept_rows(tokens, parts)
-        if keep is not None:
-            parts = [part.index_select(0, keep.to(part.device)) for part in parts]
+        before = (self.n_epochs_finished, self.n_dataset_processed, self._n_rows_in_epoch, self.epochs.state_dict())
+        try:
+            tokens, parts = self._next_pass()
+            if self.model.aligner is None:
+                positions = slice(*self.seqpos_slice)
+                parts = [part[:, positions].reshape(-1, part.shape[-1]) for part in parts]
+                tokens = tokens[:, positions]
+            keep = self._kept_rows(tokens, parts)
+            if keep is not None:
+                parts = [part.index_select(0, keep.to(part.device)) for part in parts]
+            self.buffer.add(parts)
+        except BaseException:
+            n_epochs, self.n_dataset_processed, self._n_rows_in_epoch, epochs = before
+            self.epochs.load_state_dict(epochs)
+            self._go_to(n_epochs, self._read_state)
+            raise
         self._n_rows_in_epoch += len(parts[0])
-        self.buffer.add(parts)
+        self._read_state = self._reads.state_dict()
+        ends = ended_sources(self._read_state)
+        self.epochs.ended([label for label, has_ended in zip(self.dataset_labels, ends, strict=False) if has_ended])
 
-    def _next_pass(self, is_stopped: Callable[[], bool]) -> tuple[Tensor, list[Float[Tensor, "*rows _d_part"]]]:
+    @property
+    def _reads(self) -> CachedPasses | IterableDataset:
+        """What has the position in the data."""
+        return self._cache if self._cache is not None else cast(IterableDataset, self.dataset)
+
+    def _go_to(self, n_epochs_finished: int, state: dict[str, Any] | None) -> None:
+        """Read on at a position of an epoch."""
+        self._begin_epoch(n_epochs_finished)
+        self._read_state = state
+        if self._cache is None:
+            cast(Any, self.dataset).load_state_dict(state)
+            self.iterable_sequences = self._iterate_tokenized_sequences()
+        elif state is not None:
+            self._cache.load_state_dict(state)
+
+    @override
+    def _iterate_raw_dataset(self) -> Iterator[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for row in cast(Any, self.dataset):
+            self.n_dataset_processed += 1
+            self.epochs.add(row["dataset"])
+            yield row[self.tokens_column]
+
+    def _next_pass(self) -> tuple[Tensor, list[Float[Tensor, "*rows _d_part"]]]:
         """Tokens and their activations."""
         if self._cache is not None:
-            found = self._cache.next_pass(is_stopped)
+            found = self._cache.next_pass()
             if found is None:
                 self._end_epoch()
-                found = self._cache.next_pass(is_stopped)
+                found = self._cache.next_pass()
                 assert found is not None  # the epoch that ended had rows
             self.n_dataset_processed += len(found[0])
+            self.epochs.add(_CACHED, len(found[0]))
             return found
         try:
             tokens = self.get_batch_tokens(raise_at_epoch_end=True, move_to_model_device=False)
         except StopIteration:
             self._end_epoch()
             tokens = self.get_batch_tokens(move_to_model_device=False)
+        check_token_ids(tokens, self.model)
         return tokens, self.harvest(tokens)
 
     def _end_epoch(self) -> None:
         """Note that all data was read once; raises if nothing of it was kept, which would go on for ever."""
         if self._n_rows_in_epoch == 0:
             raise DataError(
-                "All tokens of the data were dropped: every one is excluded (exclude_special_tokens) or above the norm "
-                "limit (max_activation_norm_multiple). There is nothing to train on."
+                "All tokens of the data were dropped: every one is excluded (exclude_special_tokens), above the norm "
+                "limit (max_activation_norm_multiple), or in a shard that was left out (skip_bad_shards). There is "
+                "nothing to train on."
             )
         self._n_rows_in_epoch = 0
         self._begin_epoch(self.n_epochs_finished + 1)
-        warnings.warn(
-            f"The data set ended after {self.n_dataset_processed} sequences; epoch {self.n_epochs_finished + 1} "
-            "begins, and tokens are seen again.",
-            stacklevel=3,
-        )
+        self.epochs.all_ended()
 
     def _begin_epoch(self, n_epochs_finished: int) -> None:
         self.n_epochs_finished = n_epochs_finished
@@ -298,8 +351,14 @@ class PairedActivationsStore(ActivationsStore):
             "n_epochs_finished": torch.tensor(self.n_epochs_finished),
             "n_rows_in_epoch": torch.tensor(self._n_rows_in_epoch),
         }
-        reads = self._cache if self._cache is not None else cast(IterableDataset, self.dataset)
-        position = {"of_cache": self._cache is not None, "state": reads.state_dict()}
+        if self._returned is not None:
+            tensors["returned_batch"] = self._returned
+        position = {
+            "of_cache": self._cache is not None,
+            "state": self._read_state,
+            "epochs": self.epochs.state_dict(),
+            "skipped_shards": self.care.skipped,
+        }
         save_file(tensors, file_path, metadata={"position": json.dumps(position)})
 
     @override
@@ -329,45 +388,13 @@ class PairedActivationsStore(ActivationsStore):
         self.n_dataset_processed = int(state["n_dataset_processed"])
         self.n_batches_served = int(state["n_batches_served"])
         self._n_rows_in_epoch = int(state["n_rows_in_epoch"])
-        self._begin_epoch(int(state["n_epochs_finished"]))
-        if self._cache is not None:
-            self._cache.load_state_dict(position["state"])
-        else:
-            cast(IterableDataset, self.dataset).load_state_dict(position["state"])
-            self.iterable_sequences = self._iterate_tokenized_sequences()
+        self._returned = state.get("returned_batch")
+        if "epochs" in position:  # not in checkpoints of version 0.1
+            self.epochs.load_state_dict(position["epochs"])
+            self.care.skipped[:] = position["skipped_shards"]
+        self._go_to(int(state["n_epochs_finished"]), position["state"])
         self._dataloader = None
 
 
 def _excluded(cfg: StoreConfig) -> Tensor | None:
     return torch.tensor(cfg.excluded_tokens, dtype=torch.long, device=cfg.device) if cfg.excluded_tokens else None
-
-
-def _head(stream: IterableDataset, title: str, cfg: StoreConfig) -> Int[Tensor, "n_sequences row"]:
-    """The held-out sequences and those of one forward pass; raises if there are not that many."""
-    needed = cfg.n_eval_sequences + cfg.batch_size_prompts
-    rows = [row["input_ids"] for row in stream.take(needed)]
-    if len(rows) < needed:
-        raise DataError(
-            f"Data set {title!r} gives {len(rows)} full sequences of {cfg.sequence_format.context_size} tokens, but "
-            f"{cfg.n_eval_sequences} are held out for evaluation and {cfg.batch_size_prompts} go through the models at "
-            "once. Use more data, or lower context_size, n_eval_batches or store_batch_size_prompts."
-        )
-    return torch.tensor(rows, dtype=torch.long)
-
-
-def _open(
-    configs: Sequence[DatasetConfig], override: Documents | Mapping[str, Documents] | None
-) -> tuple[Sequence[DatasetConfig], list[Documents]]:
-    if override is None:
-        return configs, [load_documents(config) for config in configs]
-    given: Mapping[str, Documents]
-    given = {configs[0].title: override} if isinstance(override, Documents) else override
-    titles = [config.title for config in configs]
-    if len(configs) == 1 and not configs[0].path and not configs[0].label:
-        return [DatasetConfig(label=label) for label in given], list(given.values())
-    if set(given) != set(titles):
-        raise ConfigError(
-            f"override_dataset has the data sets {', '.join(map(repr, given))}, but the configuration describes "
-            f"{', '.join(map(repr, titles))}. Give one data set for each label."
-        )
-    return configs, [given[title] for title in titles]

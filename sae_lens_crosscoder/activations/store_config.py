@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from sae_lens_crosscoder._saelens import get_special_token_ids
 from sae_lens_crosscoder.activations.datasets import DatasetConfig, SequenceFormat
+from sae_lens_crosscoder.activations.stream_care import Patience
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -71,6 +72,9 @@ class StoreConfig:
 
     n_ahead_prompts: int = 0
     """Sequences that can be harvested ahead of the batches beside those whose room served batches leave."""
+
+    patience: Patience = field(default_factory=Patience)
+    """How long a stream that breaks is tried again, and whether shards that cannot be decoded are left out."""
 
     def check_for_own_tokens(self) -> None:
         """Whether this can be done where each model reads tokens of its own.

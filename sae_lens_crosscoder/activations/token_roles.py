@@ -91,8 +91,8 @@ def chat_token_roles(
         n_start_tokens: Tokens of every assistant message that are `ASSISTANT_START`.
 
     Raises:
-        DataError: A message whose content is no string, a tokenizer without offsets or template, or a template that
-            changes the text of a message other than by trimming it.
+        DataError: A message whose content is no string or holds half of a surrogate pair, a tokenizer without offsets
+            or template, or a template that changes the text of a message other than by trimming it.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
@@ -106,7 +106,7 @@ def chat_token_roles(
                 f"{str(message.get('content'))[:120]!r}. Join its parts, or drop the chat."
             )
 
-    text = render_chat(messages, tokenizer, chat_template)
+    text = _whole_text(render_chat(messages, tokenizer, chat_template))
     parts, marked = _mark(messages)
     spans = _align(text, render_chat(marked, tokenizer, chat_template), [part for _, part in parts])
     owners: list[int | None] = [None] * len(text)
@@ -127,9 +127,25 @@ def chat_token_roles(
     return RoledTokens(list(encoded["input_ids"]), [int(role) for role in roles])
 
 
+def _whole_text(text: str) -> str:
+    """The text, if it is one: halves of surrogate pairs, which a broken decoder leaves, are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"A text holds half of a surrogate pair, {text[error.start]!r} at character {error.start}, which no "
+            "tokenizer reads. Decode the file as UTF-8, or drop it: text.encode('utf-8', 'ignore').decode()."
+        ) from None
+    return text
+
+
 def text_token_roles(text: str, tokenizer: Any) -> RoledTokens:
-    """The tokens of a document that is no chat: `TEXT`, and `TEMPLATE` for special tokens in it."""
-    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    """The tokens of a document that is no chat: `TEXT`, and `TEMPLATE` for special tokens in it.
+
+    Raises:
+        DataError: The text holds half of a surrogate pair.
+    """
+    token_ids: list[int] = tokenizer(_whole_text(text), add_special_tokens=False, verbose=False)["input_ids"]
     special = set(tokenizer.all_special_ids)
     return RoledTokens(token_ids, [int(TokenRole.TEMPLATE if i in special else TokenRole.TEXT) for i in token_ids])
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from sae_lens_crosscoder import __version__
 from sae_lens_crosscoder.cli import (
     cache,
+    completion,
     convert,
     dashboard,
     demo,
@@ -27,23 +29,26 @@ from sae_lens_crosscoder.cli import (
     train,
 )
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
-from sae_lens_crosscoder.errors import CrosscoderError, TrainingInterrupted
+from sae_lens_crosscoder.errors import CrosscoderError, StreamError, TrainingInterrupted
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved
+EXIT_INTERRUPTED = 75  # "temporary failure, try again": a checkpoint was saved, or a server did not answer
 EXIT_STOPPED = 130  # as a shell says of a program that was interrupted: nothing was saved
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code.
 
-    0, 2 for bad input, 75 for an interrupted run that saved a checkpoint, 130 for one that did not.
+    0, 2 for bad input, 75 for an interrupted run that saved a checkpoint and for data that a server did not give, 130
+    for an interrupted run that saved none.
     """
-    parser, commands = _parsers()
-    own, given = split_fields(list(sys.argv[1:] if arguments is None else arguments), commands)
-    options = parser.parse_args(own)
-    options.fields = given
+    parser, commands = parsers()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = Namespace(when_stopped="")
     try:
+        own, given = split_fields(words or ["--help"], commands)
+        options = parser.parse_args(own)
+        options.fields = given
         options.command(options)
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)
@@ -51,13 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Stopped. {options.when_stopped}".rstrip(), file=sys.stderr)
         return EXIT_STOPPED
+    except StreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except CrosscoderError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     """The whole parser, and the parser of each command by its name."""
     parser = argparse.ArgumentParser(
         prog="sae-lens-crosscoder", description="Train crosscoders with SAELens and see what fine-tuning changed."
@@ -65,6 +73,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=CommandParser)
     reading = (evaluate, diff, steer, dashboard, neuronpedia)
-    for module in (train, cache, *reading, publish, load, convert, demo, fields, doctor):
+    for module in (train, cache, *reading, publish, load, convert, demo, fields, doctor, completion):
         module.add(commands)
     return parser, commands.choices

@@ -18,7 +18,8 @@ finds the latents. Called again, a command that was stopped goes on. Fields of t
 --datasets, can be changed by flags.
 
 Latents are chosen by number (--latents 1,2,5-9) or by a column (--top 50 --by relative_norm): any column of the
-latents.parquet that `diff` wrote into PATH (or into --diff DIR), else class, relative_norm, cosine and norms."""
+latents.parquet that `diff` wrote into PATH (or into --diff DIR), else relative_norm, cosine and norms. --top leaves
+out dead latents, which never fired or whose decoder is zero."""
 
 
 def add(commands: Commands) -> None:
@@ -46,6 +47,7 @@ def _dashboard(options: Namespace) -> None:
     from sae_lens_crosscoder.dashboards import (
         DashboardConfig,
         DashboardSubject,
+        dead_latents,
         first_latents,
         latent_facts,
         write_dashboards,
@@ -61,7 +63,10 @@ def _dashboard(options: Namespace) -> None:
     subject = DashboardSubject.of_run(run, overrides=parse_fields(options.fields), **named)
     facts = latent_facts(subject, options.diff or options.path)
     if options.top is not None:
-        latents = first_latents(facts, options.top, options.by, options.ascending)
+        dead = dead_latents(subject, facts)
+        latents = first_latents(facts, options.top, options.by, options.ascending, dead)
+        if n_dead := int(dead.sum()):
+            print(f"Left out {n_dead:,} dead latents: they never fired, or their decoder is zero. --latents shows any.")
     else:
         latents = list(range(len(subject.directions))) if options.latents == "all" else parse_latents(options.latents)
     index = write_dashboards(subject, latents, options.out or options.path / "dashboards", config, facts)

@@ -24,13 +24,13 @@ def add(commands: Commands) -> None:
         help="make two tiny models, train a crosscoder and find what fine-tuning planted",
         description=_DEMO,
     )
-    demo.runs(_demo)
+    demo.runs(_demo, when_stopped="Called again, it takes the two models if they were finished.")
     stages = commands.add_parser(
         "stages",
         help="train one crosscoder through the demo's data and model stages and see which latents turn",
         description=_STAGES,
     )
-    stages.runs(_stages)
+    stages.runs(_stages, when_stopped="Called again, it takes the two models if they were finished.")
     for command, folder in ((demo, "out/demo"), (stages, "out/stages")):
         command.add_argument("--out", type=Path, default=Path(folder), help=f"folder to write to; default {folder}")
         command.add_argument("--seed", type=int, default=0, help="seed of the models, the data and the crosscoders")

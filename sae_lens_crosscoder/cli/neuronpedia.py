@@ -118,7 +118,9 @@ def _validate(options: Namespace) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise DataError(f"{options.folder} has {len(problems)} problems: Neuronpedia would refuse or lose these.")
+        raise DataError(
+            f"Neuronpedia would refuse or lose what stands above; problems in {options.folder}: {len(problems)}."
+        )
     print(f"{options.folder} has no problems.")
 
 

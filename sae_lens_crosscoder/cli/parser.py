@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,18 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--base", metavar="LABEL", help="the base model; default the first source")
         self.add_argument("--finetuned", metavar="LABEL", help="the fine-tuned model; default the second source")
 
+    def add_fields(self, flags: Mapping[str, str]) -> None:
+        """Declare fields of a configuration, with their meaning, for a shell to complete."""
+        for flag, meaning in flags.items():
+            if flag not in self.own_flags:
+                self.add_argument(flag, help=meaning.replace("%", "%%"))
+
+    def complete_paths(self, completer: object) -> None:
+        """Have a shell complete every argument that is a path."""
+        for action in self._actions:
+            if action.type is Path:
+                vars(action)["complete"] = completer
+
     def runs(
         self, command: Callable[[argparse.Namespace], None], *, takes_fields: bool = False, when_stopped: str = ""
     ) -> None:
@@ -55,14 +68,26 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def split_fields(arguments: list[str], commands: Mapping[str, CommandParser]) -> tuple[list[str], list[str]]:
-    """The arguments that argparse reads, and the flags with their values that are fields of a configuration."""
+    """The arguments that argparse reads, and the flags with their values that are fields of a configuration.
+
+    Raises:
+        ConfigError: A command that there is not, or a flag that is nearly one of the command's own.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        near = difflib.get_close_matches(arguments[0], list(commands), 1)
+        hint = f"Did you mean `{near[0]}`?" if near else "sae-lens-crosscoder --help lists those that there are."
+        raise ConfigError(f"There is no command {arguments[0]!r}. {hint}")
     parser = commands.get(arguments[0]) if arguments else None
     if parser is None or not parser.takes_fields:
         return arguments, []
     own, fields, remaining = arguments[:1], list[str](), arguments[1:]
     while remaining:
         argument = remaining.pop(0)
-        is_field = argument.startswith("--") and argument.partition("=")[0] not in parser.own_flags
+        flag = argument.partition("=")[0]
+        is_field = argument.startswith("--") and flag not in parser.own_flags
+        # Flags have hyphens, fields underscores; a field that is written with hyphens is not this near to a flag.
+        if is_field and "-" in flag[2:] and (near := difflib.get_close_matches(flag, parser.own_flags, 1, 0.85)):
+            raise ConfigError(f"`{arguments[0]}` has no flag {flag}. Did you mean {near[0]}?")
         (fields if is_field else own).append(argument)
         if is_field and "=" not in argument and remaining:
             fields.append(remaining.pop(0))
@@ -73,7 +98,7 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
     """`--lr 1e-4 --sae.k 50 --flag=true` as `{"lr": 1e-4, "sae": {"k": 50}, "flag": True}`.
 
     Raises:
-        ConfigError: A flag without a value, or a value without a flag.
+        ConfigError: A flag without a value, a value without a flag, or a field of what another flag gives as a value.
     """
     values: dict[str, Any] = {}
     remaining = list(arguments)
@@ -90,6 +115,8 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
         *groups, field = name.split(".")
         for group in groups:
             target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--{name} sets a field of {group!r}, which another flag gives as {target!r}.")
         target[field.replace("-", "_")] = _parse_value(text)
     return values
 
@@ -103,8 +130,8 @@ def parse_pairs(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{text!r} is no JSON object: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{text[:200]!r} is no JSON object: {error}.") from error
     pairs = [part.partition("=") for part in text.split(",")]
     broken = [name for name, equals, _ in pairs if not equals]
     if broken:
@@ -120,5 +147,5 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of more digits than Python reads, brackets of brackets
         return None if text == "None" else text

@@ -16,6 +16,11 @@ def add_run_config(parser: CommandParser) -> None:
     """Declare the arguments. The command has to take fields."""
     parser.add_argument("config", nargs="?", type=Path, help="configuration file, JSON or YAML")
     parser.add_argument("--source", action="append", default=[], metavar="FIELD=VALUE,...", help="add a source")
+    parser.add_argument(
+        "--skip-bad-shards",
+        action="store_true",
+        help="leave out files of the data that cannot be decoded, in place of ending with their name",
+    )
     parser.add_argument("--dataset", action="append", default=[], metavar="FIELD=VALUE,...", help="add a data set")
 
 
@@ -37,6 +42,8 @@ def run_config(options: Namespace, **fixed: Any) -> CrosscoderRunnerConfig[Any]:
     base = read_config_file(options.config) if options.config is not None else {}
     if options.source:
         values["sources"] = [parse_pairs(text) for text in options.source]
+    if options.skip_bad_shards:
+        values["skip_bad_shards"] = True
     if options.dataset:
         values["datasets"] = [parse_pairs(text) for text in options.dataset]
     return CrosscoderRunnerConfig.from_dict({**merged(base, values), **fixed}, new_run=True)

@@ -40,10 +40,13 @@ def add(commands: Commands) -> None:
 
 
 def _train(options: Namespace) -> None:
+    import torch
+
     from sae_lens_crosscoder.training import CrosscoderTrainingRunner
     from sae_lens_crosscoder.training.parallel.joining import leave
 
     cfg = run_config(options, **({} if options.resume is None else {"resume_from_checkpoint": options.resume}))
+    torch.manual_seed(cfg.seed)  # of the first weights: a process would begin with others every time
     try:
         runner = CrosscoderTrainingRunner(cfg)
         runner.run()

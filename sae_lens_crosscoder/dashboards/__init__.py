@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_crosscoder.dashboards.facts import first_latents, latent_facts
+from sae_lens_crosscoder.dashboards.facts import dead_latents, first_latents, latent_facts
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "BatchNames",
     "DashboardConfig",
     "DashboardSubject",
+    "dead_latents",
     "first_latents",
     "latent_facts",
     "write_batches",

@@ -12,8 +12,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
+from sae_lens_crosscoder.doctor import installed_version
 from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.files import check_writable, write_json
+from sae_lens_crosscoder.files import check_writable, remove_leftovers, write_json
 from sae_lens_crosscoder.resources import free_disk
 
 _ENTRY = ("latents", "files", "is_finished", "record")
@@ -38,8 +39,8 @@ def chunked(subject: DashboardSubject, latents: Sequence[int], config: Dashboard
 class ChunkFolder:
     """An output folder with a list of its chunks, so that a stopped call goes on where it was.
 
-    Chunks that were made of something else, or that hold other latents, are removed first, finished or not: a folder
-    never mixes two.
+    Chunks that were made of something else or by another version, or that hold other latents, are removed first,
+    finished or not: a folder never mixes two.
 
     Args:
         manifest: The file with the list; its folder holds the chunks.
@@ -55,7 +56,7 @@ class ChunkFolder:
         self.chunks = chunks
         self.files = files
         self._manifest = manifest
-        self._key = json.loads(json.dumps(list(key), default=str))
+        self._key = json.loads(json.dumps([*key, _versions()], default=str))
         self._finished: dict[int, Any] = {}
         self._take_over()
 
@@ -83,9 +84,11 @@ class ChunkFolder:
         self._write()
 
     def _take_over(self) -> None:
-        """Keep the finished chunks that are wanted, and remove the files of the others."""
+        """Keep the finished chunks that are wanted; remove the files of the others, and what a killed process left."""
         made_of, entries = self._listed()
         folder = self._manifest.parent
+        for place in {(folder / file).parent for files in self.files for file in files}:
+            remove_leftovers(place)
         for i, entry in entries.items():
             paths = [folder / file for file in entry["files"]]
             fits = made_of == self._key and i < len(self.chunks) and entry["latents"] == self.chunks[i]
@@ -118,6 +121,11 @@ class ChunkFolder:
             for i, (latents, files) in enumerate(zip(self.chunks, self.files, strict=True))
         }
         write_json(self._manifest, {"made_of": self._key, "chunks": chunks})
+
+
+def _versions() -> dict[str, str | None]:
+    """What writes the chunks."""
+    return {name: installed_version(name) for name in ("sae-lens-crosscoder", "sae-dashboard")}
 
 
 @contextmanager

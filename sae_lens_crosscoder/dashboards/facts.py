@@ -17,6 +17,7 @@ from sae_lens_crosscoder.diffing import (
     decoder_norm_shares,
     decoder_norms,
 )
+from sae_lens_crosscoder.diffing.classes import DEAD
 from sae_lens_crosscoder.diffing.diff_report import Column, LatentTable
 from sae_lens_crosscoder.diffing.diff_report.decoder_columns import GROUP, norm_columns, pair_columns
 from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET
@@ -88,7 +89,31 @@ def headline_columns(facts: Sequence[Column]) -> list[Column]:
     return [column for name in _HEADLINES for column in facts if column.name == name] or list(facts)
 
 
-def first_latents(facts: Sequence[Column], n: int, by: str | None = None, ascending: bool = False) -> list[int]:
+def dead_latents(subject: DashboardSubject, facts: Sequence[Column]) -> Bool[Tensor, " d_sae"]:
+    """Latents that have nothing to show: they never fired, in training or in the diff, or their decoder row is zero.
+
+    Args:
+        subject: The crosscoder, and what its training knows of dead latents.
+        facts: Columns; those of a diff say on which share of its tokens a latent fired.
+    """
+    dead = torch.linalg.vector_norm(subject.directions, ord=torch.inf, dim=1).cpu() == 0
+    if subject.dead is not None:
+        dead |= subject.dead.cpu()
+    for column in facts:
+        if column.name == "frequency" and isinstance(column.values, Tensor):
+            dead |= column.values.cpu() == 0
+        elif column.name == "class":
+            dead |= torch.tensor([name == DEAD for name in column.values])
+    return dead
+
+
+def first_latents(
+    facts: Sequence[Column],
+    n: int,
+    by: str | None = None,
+    ascending: bool = False,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+) -> list[int]:
     """The latents with the largest values in a column (or the smallest); NaN counts as none.
 
     Args:
@@ -96,9 +121,10 @@ def first_latents(facts: Sequence[Column], n: int, by: str | None = None, ascend
         n: How many.
         by: Name of the column; the relative norm if left out, or the first column of numbers where there is none.
         ascending: Whether the smallest values come first.
+        dead: Latents to leave out (`dead_latents`).
 
     Raises:
-        ConfigError: No such column of numbers, or fewer than one latent.
+        ConfigError: No such column of numbers, fewer than one latent, or none that is alive and has a value.
     """
     if n < 1:
         raise ConfigError(f"The first {n} latents are none: ask for at least one.")
@@ -108,7 +134,12 @@ def first_latents(facts: Sequence[Column], n: int, by: str | None = None, ascend
     if by not in numbers:
         raise ConfigError(f"There is no column of numbers {by!r} to go by. There are {', '.join(numbers)}.")
     values = numbers[by].double()
-    finite = torch.isfinite(values).nonzero()[:, 0]
+    is_candidate = torch.isfinite(values).cpu()
+    if dead is not None:
+        is_candidate &= ~dead.cpu()
+    finite = is_candidate.nonzero()[:, 0].to(values.device)
+    if not len(finite):
+        raise ConfigError(f"Of {len(values):,} latents none is alive with a value in {by!r}: name some by --latents.")
     return finite[values[finite].argsort(descending=not ascending, stable=True)[:n]].tolist()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,8 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.hooked_models import HookedModel, unembedding
 from sae_lens_crosscoder.sources import Source
+
+_N_LATENTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class Lens:
     tokens: TokenStrings
     """The strings of this model's own vocabulary."""
 
-    def logits(self, latents: Sequence[int]) -> Float[Tensor, "n_latents d_vocab"]:
-        """What one unit of each latent adds to the logits."""
-        return self.directions[list(latents)].to(self.W_U) @ self.W_U
+    def each_logits(self, latents: Sequence[int]) -> Iterator[Float[Tensor, " d_vocab"]]:
+        """What one unit of each latent adds to the logits, latent by latent."""
+        # A few at once: the logits of a page of latents over a large vocabulary are more than all else that it holds.
+        for some in self.directions[list(latents)].split(_N_LATENTS_AT_ONCE):
+            yield from some.to(self.W_U) @ self.W_U
 
     @cached_property
     def norms(self) -> Float[Tensor, " d_sae"]:
@@ -53,8 +57,9 @@ class Lens:
 
 
 def lens_fingerprint(lenses: Sequence[Lens]) -> str:
-    """Changes with any model's unembedding."""
-    return fingerprint({}, [lens.W_U.sum(dim=1) for lens in lenses])
+    """Changes with any model's unembedding or tokenizer."""
+    tokens = [lens.tokens.fingerprint(lens.W_U.shape[1]) for lens in lenses]
+    return fingerprint({"tokens": tokens}, [lens.W_U.sum(dim=1) for lens in lenses])
 
 
 @torch.no_grad()

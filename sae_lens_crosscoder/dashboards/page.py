@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from sae_lens_crosscoder.dashboards.lenses import Lens
 from sae_lens_crosscoder.dashboards.page_document import document
 from sae_lens_crosscoder.dashboards.reading import LatentReadings
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig
+from sae_lens_crosscoder.inline import inline_json
 
 # In pixels; two sources stand side by side in a window of 1,280.
 _LATENT_WIDTH, _SOURCE_WIDTH = 340, 395
@@ -28,8 +29,8 @@ _LATENT_WIDTH, _SOURCE_WIDTH = 340, 395
 
 def page(
     readings: LatentReadings, lenses: Sequence[Lens], facts: Mapping[int, Mapping[str, str]], config: DashboardConfig
-) -> str:
-    """The HTML document of the latents, which needs no network.
+) -> Iterator[str]:
+    """The HTML document of the latents, which needs no network, in pieces: a whole one holds megabytes.
 
     Args:
         readings: What was read.
@@ -37,14 +38,20 @@ def page(
         facts: What is known of each latent, by its title.
         config: How much is shown.
     """
-    shown = {latent: _latent(readings, latent, lenses, facts.get(latent, {}), config) for latent in readings.latents}
-    first = shown[readings.latents[0]]
-    data = {str(latent): part.js_data for latent, part in shown.items()}
+    first = _latent(readings, readings.latents[0], lenses, facts, config)
     # The column of the latent, those of the sources, that of the contexts.
     widths = [_LATENT_WIDTH, *[_SOURCE_WIDTH] * len(lenses), None]
     columns = {i: Column(width=width) for i, width in enumerate(widths)}
     labels = ", ".join(lens.source.label for lens in lenses)
-    return document(f"{_named(readings.latents)}: {labels}", HTML(first.html_data), data, columns)
+    title, keys = f"{_named(readings.latents)}: {labels}", [str(latent) for latent in readings.latents]
+    before, after = document(title, HTML(first.html_data), keys, first.js_data, columns)
+    yield before
+    yield "{"
+    for i, latent in enumerate(readings.latents):
+        yield f"{',' if i else ''}{inline_json(str(latent))}:"
+        yield inline_json(_latent(readings, latent, lenses, facts, config).js_data)
+    yield "}"
+    yield after
 
 
 def _named(latents: Sequence[int]) -> str:
@@ -55,10 +62,14 @@ def _named(latents: Sequence[int]) -> str:
 
 
 def _latent(
-    readings: LatentReadings, latent: int, lenses: Sequence[Lens], facts: Mapping[str, str], config: DashboardConfig
+    readings: LatentReadings,
+    latent: int,
+    lenses: Sequence[Lens],
+    facts: Mapping[int, Mapping[str, str]],
+    config: DashboardConfig,
 ) -> Any:
     features = [by_latent[latent] for by_latent in readings.by_source]
-    part = _column(0, "latent", _heading(f"Latent {latent}", facts))
+    part = _column(0, "latent", _heading(f"Latent {latent}", facts.get(latent, {})))
     # Tokens of contexts are the first source's; hovering over them marks the histograms with the suffix 0.
     decode = lenses[0].tokens.shown
     part += features[0].acts_histogram_data._get_html_data(ActsHistogramConfig(), decode, "0", 0)

@@ -6,7 +6,7 @@ import html
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from sae_lens_crosscoder.errors import MissingDependencyError
-from sae_lens_crosscoder.inline import inline_json, policy_hash
+from sae_lens_crosscoder.inline import policy_hash
 
 _D3 = '<script src="https://d3js.org/d3.v6.min.js"></script>'
 _PLOTLY = '<script src="https://cdn.plot.ly/plotly-latest.min.js"></script>'
@@ -62,7 +62,10 @@ This page holds scripts and styles of sae-dashboard (MIT), plotly.js (MIT, Copyr
 
 {d3}
 """
-_DOCUMENT = """<!doctype html>
+_READ_DATA = """return {
+        "AGGDATA": {}, "DASHBOARD_DATA": JSON.parse(document.getElementById("data").textContent)
+    };"""
+_BEFORE_DATA = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -72,6 +75,8 @@ _DOCUMENT = """<!doctype html>
 <!--{licences}-->
 <body>
 <p style="font-family: system-ui; margin: 12px 10px"><a href="index.html">All latents</a> · {title}</p>
+<script type="application/json" id="data">"""
+_AFTER_DATA = """</script>
 <main id="main" data-order="{order}">
 {content}
 </main>
@@ -82,28 +87,31 @@ _DOCUMENT = """<!doctype html>
 """
 
 
-def document(title: str, skeleton: Any, data: Mapping[str, Mapping[str, Any]], columns: Mapping[int, Any]) -> str:
-    """sae-dashboard's page of the data.
+def document(
+    title: str, skeleton: Any, keys: Sequence[str], kinds: Iterable[str], columns: Mapping[int, Any]
+) -> tuple[str, str]:
+    """sae-dashboard's page, as what stands before its data and what stands after them.
 
-    It opens at the first key, or at the one that its address names (`#17`), and offers the keys in their order. Values
-    of logits are shown as they stand in the data, and what sae-dashboard does not measure here (the effect of a latent
-    on the loss) is left out.
+    The data between are one JSON object by key, in a form that cannot end its element (`inline_json`). The page opens
+    at the first key, or at the one that its address names (`#17`), and offers the keys in their order. Values of logits
+    are shown as they stand in the data, and what sae-dashboard does not measure here (the effect of a latent on the
+    loss) is left out.
 
     Args:
         title: Title of the page.
         skeleton: sae-dashboard's `HTML` with the places that the data fill.
-        data: What fills them, by the key that a reader chooses.
+        keys: What a reader chooses by.
+        kinds: The kinds of data that every key has.
         columns: sae-dashboard's `Column` of each column.
 
     Raises:
         MissingDependencyError: A sae-dashboard that writes another page than the one known here.
     """
-    first = next(iter(data))
-    # Only the kinds of data stand in what sae-dashboard writes: the data themselves need characters escaped.
-    skeleton.js_data = {"AGGDATA": {}, "DASHBOARD_DATA": {first: dict.fromkeys(data[first], 0)}}
+    # Only the kinds of data stand in what sae-dashboard writes: the data themselves stand in an element of their own.
+    skeleton.js_data = {"AGGDATA": {}, "DASHBOARD_DATA": {keys[0]: dict.fromkeys(kinds, 0)}}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
-        skeleton.get_html(layout_columns=columns, layout_height=None, filename=file, first_key=first)
+        skeleton.get_html(layout_columns=columns, layout_height=None, filename=file, first_key=keys[0])
         # sae-dashboard copies its UTF-8 files in the encoding of the locale, so the bytes are UTF-8 in any case.
         content = file.read_bytes().decode("utf-8")
     content = _replaced(content, "<code>${tok}</code>", "<code>${escaped(tok)}</code>", 3)
@@ -112,28 +120,21 @@ def document(title: str, skeleton: Any, data: Mapping[str, Mapping[str, Any]], c
     content = _replaced(content, 'firstTable.append("tr").html(lossRow);', "", 1)
     content = _replaced(content, "Feature not active on prev token;<br>no predictions were affected.", "", 1)
     content = _replaced(content, "prevTokenActive ? 270 : 160", "80", 1)
-    content = _replaced(
-        content,
-        f"return {json.dumps(skeleton.js_data)};",
-        f"return {inline_json({'AGGDATA': {}, 'DASHBOARD_DATA': data})};",
-        1,
-    )
+    content = _replaced(content, f"return {json.dumps(skeleton.js_data)};", _READ_DATA, 1)
     scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
     for place, script in ((_D3, _vendored("d3-selection.min.js")), (_PLOTLY, get_plotlyjs())):
         content = _replaced(content, place, f"<script>{script}</script>", 1)
         scripts.append(script)
     hashes = " ".join(f"'{policy_hash(script)}'" for script in (*scripts, _OWN_SCRIPT))
-    return _DOCUMENT.format(
+    before = _BEFORE_DATA.format(
         # Its own scripts by their contents, so that no attribute of an element that a token makes can run; no request.
         policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
         "form-action 'none'",
         title=html.escape(title),
         licences=_LICENCES.format(d3=_vendored("LICENSE")),
-        order=html.escape(",".join(data)),
-        content=content,
-        style=_STYLE,
-        script=_OWN_SCRIPT,
     )
+    order = html.escape(",".join(keys))
+    return before, _AFTER_DATA.format(order=order, content=content, style=_STYLE, script=_OWN_SCRIPT)
 
 
 def _replaced(text: str, old: str, new: str, n: int) -> str:

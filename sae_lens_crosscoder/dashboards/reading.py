@@ -82,9 +82,8 @@ def read_latents(
         ConfigError: More text than sae-dashboard can read at once.
     """
     latents = list(latents)
-    logits = [lens.logits(latents) for lens in lenses]
     # Rows in units of their largest logit: sae-dashboard's own histogram of tiny logits has 300,000 ticks.
-    largest = logits[0].abs().amax(dim=1, keepdim=True)
+    largest = torch.stack([logits.abs().max() for logits in lenses[0].each_logits(latents)])[:, None]
     directions = lenses[0].directions[latents].to(lenses[0].W_U) / largest.where(largest > 0, 1)
     view = SourceView(subject.sae, latents, directions, skips_zeros=subject.joint.aligner is not None)
     adapter = JointAdapter(subject, lenses[0].W_U)
@@ -97,14 +96,13 @@ def read_latents(
     found: dict[int, Any] = {latent: data.feature_data_dict[i] for i, latent in enumerate(latents)}
     n_counted = int(subject.is_counted.sum())
     frequency: dict[int, float] = {}
-    for i, (latent, feature) in enumerate(found.items()):
+    for (latent, feature), logits in zip(found.items(), lenses[0].each_logits(latents), strict=True):
         frequency[latent] = sum(feature.acts_histogram_data.bar_heights) / max(1, n_counted)
-        _mend_contexts(feature, logits[0][i].cpu())
+        _mend_contexts(feature, logits.cpu())
         _mend_shares(feature.sequence_data.seq_group_data[1:], subject.is_counted)
         _mend_activations(feature, frequency[latent])
         _mend_tables(feature, latents)
-    by_source = [_of_source(found, lens, own_logits, config) for lens, own_logits in zip(lenses, logits, strict=True)]
-    return LatentReadings(latents, by_source, frequency)
+    return LatentReadings(latents, [_of_source(found, lens, config) for lens in lenses], frequency)
 
 
 def _vis_config(subject: DashboardSubject, n_latents: int, config: DashboardConfig, cache: Path | None) -> Any:
@@ -200,20 +198,18 @@ def _set_rows(tables: Any, name: str, rows: Sequence[tuple[int, float, float]]) 
         setattr(tables, f"{name}_{kind}", list(values))
 
 
-def _of_source(
-    found: dict[int, Any], lens: Lens, logits: Float[Tensor, "n_latents d_vocab"], config: DashboardConfig
-) -> dict[int, Any]:
+def _of_source(found: dict[int, Any], lens: Lens, config: DashboardConfig) -> dict[int, Any]:
     """The latents as one source's model has them."""
     directions = lens.directions[list(found)].float().cpu()
     with np.errstate(invalid="ignore"):
         aligned = get_features_table_data(feature_out_dir=directions, n_rows=_N_TABLE_ROWS)
     features: dict[int, Any] = {}
-    for i, (latent, feature) in enumerate(found.items()):
+    for i, ((latent, feature), logits) in enumerate(zip(found.items(), lens.each_logits(list(found)), strict=True)):
         own: Any = FeatureData(
             feature_tables_data=_own_tables(feature.feature_tables_data, lens.columns),
             acts_histogram_data=feature.acts_histogram_data,
-            logits_table_data=get_logits_table_data(logit_vector=logits[i], n_rows=config.n_logits),
-            logits_histogram_data=logits_histogram(logits[i], _N_BINS),
+            logits_table_data=get_logits_table_data(logit_vector=logits, n_rows=config.n_logits),
+            logits_histogram_data=logits_histogram(logits, _N_BINS),
             sequence_data=feature.sequence_data,
         )
         tables = own.feature_tables_data

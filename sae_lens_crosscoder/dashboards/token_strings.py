@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_lens_crosscoder.fingerprint import fingerprint
+
 PADDING = -1
 """Id of places of a context that lie outside its sequence."""
+
+_N_DECODED = 2048
+"""Tokens that stand for how all are decoded."""
 
 _SHOWN = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
@@ -23,6 +28,16 @@ class TokenStrings(dict[int, str]):
     def __missing__(self, token: int) -> str:
         self[token] = text = _decoded(self.tokenizer, int(token))
         return text
+
+    def fingerprint(self, d_vocab: int) -> str:
+        """Changes with the vocabulary, and with the way in which tokens are decoded.
+
+        Args:
+            d_vocab: Tokens of the model.
+        """
+        some = range(0, d_vocab, max(1, d_vocab // _N_DECODED))
+        vocabulary = None if self.tokenizer is None else self.tokenizer.get_vocab()
+        return fingerprint({"vocabulary": vocabulary, "decoded": [_decoded(self.tokenizer, token) for token in some]})
 
     def shown(self, token: int) -> str:
         """The string for a page of sae-dashboard: line breaks are visible, and entities stay what they are."""

@@ -13,7 +13,7 @@ from sae_lens_crosscoder.dashboards.page import page
 from sae_lens_crosscoder.dashboards.reading import read_latents
 from sae_lens_crosscoder.dashboards.subject import DashboardConfig, DashboardSubject
 from sae_lens_crosscoder.diffing.diff_report import Column
-from sae_lens_crosscoder.files import write_file
+from sae_lens_crosscoder.files import file_written_aside, write_file
 
 MANIFEST = "dashboards.json"
 
@@ -61,7 +61,8 @@ def write_dashboards(
     with activation_cache(subject, out, config, len(folder.pending)) as cache:
         for i in folder.progress("Dashboards"):
             readings = read_latents(subject, lenses, folder.chunks[i], config, cache)
-            write_file(out / pages[i], page(readings, lenses, known, config).encode())
+            with file_written_aside(out / pages[i]) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(page(readings, lenses, known, config))
             folder.finish(i, {str(latent): share for latent, share in readings.frequency.items()})
     entries = [
         IndexEntry(int(latent), file, share)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.diffing.classes import SHARED
 from sae_lens_crosscoder.diffing.histograms import PairHistograms, pair_histograms
 from sae_lens_crosscoder.diffing.pair_geometry import PairGeometry
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _FONT = "Inter, 'Segoe UI', Helvetica, Arial, sans-serif"
 _GREY = "#5f6368"
@@ -32,6 +33,8 @@ def decoder_figure(geometry: PairGeometry, *, log_y: bool = True) -> go.Figure:
         log_y: Logarithmic counts in the first panel, where shared latents outnumber exclusive ones by orders of
             magnitude. The second is linear.
     """
+    from plotly.subplots import make_subplots
+
     bars = pair_histograms(geometry)
     figure = make_subplots(
         rows=1,
@@ -116,6 +119,8 @@ def _draw_cosines(figure: go.Figure, bars: PairHistograms) -> None:
 
 
 def _bar_trace(edges: list[float], counts: list[int], *, name: str, colour: str) -> go.Bar:
+    import plotly.graph_objects as go
+
     width = edges[1] - edges[0]
     # Hover text is computed here: a template would read %{...} in a label as a command.
     hover = [f"{low:.2f} to {low + width:.2f}: {n:,}" for low, n in zip(edges[:-1], counts, strict=True)]

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 
+_N_ROWS_AT_ONCE = 1024
+"""Latents whose unit vectors are made at once: a decoder may fill most of the memory."""
+
 
 def decoder_norms(
     W_dec: Float[Tensor, "d_sae d_in"],
@@ -145,8 +148,10 @@ def decoder_cosine(
             f"Source {first} is {widths[first]} wide and source {second} is {widths[second]}: directions in spaces "
             "of different width have no cosine. Compare the norms only."
         )
-    units = [part / _slice_norms(part)[:, None] for part in (slices[first], slices[second])]
-    return (units[0] * units[1]).sum(dim=-1).clamp(-1.0, 1.0)
+    operands = [t for s in pair for t in (slices[s], _slice_norms(slices[s])[:, None])]
+    rows = zip(*(operand.split(_N_ROWS_AT_ONCE) for operand in operands), strict=True)
+    cosines = [((one / norms) * (other / other_norms)).sum(dim=-1) for one, norms, other, other_norms in rows]
+    return torch.cat(cosines).clamp(-1.0, 1.0)
 
 
 def _source_slices(W_dec: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:

@@ -8,11 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from sae_lens_crosscoder.diffing.active_latents import ActiveLatents
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 
-_N_OUTPUTS_AT_ONCE = 256
+_N_OUTPUTS_AT_ONCE = 64
+_N_PROBES = 4
 _N_CHECKED_TOKENS = 4
 _TOLERANCE = 0.03
 """Of the summed sizes of what is added up: far above bfloat16's and TF32's rounding, far below any normalisation."""
@@ -57,7 +59,7 @@ class LinearDecoder:
 
     @classmethod
     def of(cls, sae: SparseAutoencoder) -> LinearDecoder:
-        """Read the decoder of an SAE by its derivative: as much work as encoding `2 d_in` tokens.
+        """Read an SAE's decoder by its derivative: as much work as encoding `2 d_in` tokens where it is not `W_dec`.
 
         Raises:
             ConfigError: An SAE that normalises its input at run time, so that what a latent adds depends on the token.
@@ -72,13 +74,13 @@ class LinearDecoder:
             )
         weights = sae.W_dec.detach()
         d_sae, d_in = weights.shape
-        parts = torch.arange(d_in, device=weights.device).split(_N_OUTPUTS_AT_ONCE)
         with torch.inference_mode(False), torch.enable_grad():
             # The SAE's own tensor where it is the same, with no second one meanwhile: a decoder may have gigabytes.
-            is_plain = all(torch.equal(_columns(sae, outputs), weights.T[outputs]) for outputs in parts)
-            directions = (
-                weights if is_plain else torch.cat([_columns(sae, outputs) for outputs in parts]).T.contiguous()
-            )
+            directions = weights if _is_plain(sae) else weights.new_empty(d_sae, d_in)
+            for start in range(0, 0 if directions is weights else d_in, _N_OUTPUTS_AT_ONCE):
+                columns = directions[:, start : start + _N_OUTPUTS_AT_ONCE]
+                outputs = torch.arange(start, start + columns.shape[1], device=weights.device)
+                columns.copy_(_pulled_back(sae, one_hot(outputs, d_in).to(weights)).T)
         bias = sae.decode(weights.new_zeros(1, d_sae)).detach()[0]
         dtype = torch.promote_types(weights.dtype, torch.float32)
         return cls(directions.to(dtype), bias.to(dtype))
@@ -104,17 +106,25 @@ class LinearDecoder:
             )
 
 
-def _columns(sae: SparseAutoencoder, outputs: Tensor) -> Tensor:
-    """The decoder's columns for these outputs, `(n_outputs, d_sae)`: the gradient of each by the activations."""
-    d_sae, d_in = sae.W_dec.shape
-    silent = sae.W_dec.detach().new_zeros(len(outputs), d_sae).requires_grad_()
+def _is_plain(sae: SparseAutoencoder) -> bool:
+    """Whether decoding is multiplying by `W_dec`: random outputs are pulled back to the very same numbers.
+
+    Rows that differ are told apart by any of the random outputs but those orthogonal to the difference.
+    """
+    weights = sae.W_dec.detach()
+    generator = torch.Generator("cpu").manual_seed(0)
+    probes = torch.randn(_N_PROBES, weights.shape[1], generator=generator, device="cpu").to(weights)
+    return torch.equal(_pulled_back(sae, probes), probes @ weights.T)
+
+
+def _pulled_back(sae: SparseAutoencoder, outputs: Tensor) -> Tensor:
+    """What each latent adds along these outputs, `(n_outputs, d_sae)`: their gradient by the activations."""
+    silent = outputs.new_zeros(len(outputs), len(sae.W_dec)).requires_grad_()
     decoded = sae.decode(silent)
-    if decoded.shape != (len(outputs), d_in):
+    if decoded.shape != outputs.shape:
         raise ShapeError(
-            f"decode gives {tuple(decoded.shape)} for {len(outputs)} tokens, where ({len(outputs)}, {d_in}) is needed: "
+            f"decode gives {tuple(decoded.shape)} for {len(outputs)} tokens, where {tuple(outputs.shape)} is needed: "
             "turn off the reshaping of heads (sae.turn_off_forward_pass_hook_z_reshaping())."
         )
-    wanted = torch.zeros_like(decoded)
-    wanted[torch.arange(len(outputs), device=outputs.device), outputs] = 1
-    (columns,) = torch.autograd.grad(decoded, silent, wanted)
-    return columns
+    (gradient,) = torch.autograd.grad(decoded, silent, outputs)
+    return gradient

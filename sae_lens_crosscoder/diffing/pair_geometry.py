@@ -120,8 +120,9 @@ class PairGeometry:
         if len(labels) != 2:
             raise SourceError(f"A pair is two sources, and these are {', '.join(labels)}: name two, the base first.")
         pair = [sources[sources.position(label)] for label in labels]
+        is_whole = tuple(labels) == tuple(sources.labels)
         return cls.from_decoder(
-            torch.cat([W_dec[:, sources.columns(label)] for label in labels], dim=1),
+            W_dec if is_whole else torch.cat([W_dec[:, sources.columns(label)] for label in labels], dim=1),
             [source.d_in for source in pair],
             labels,
             thresholds,

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.diffing.classes import SHARED
 from sae_lens_crosscoder.diffing.histograms import PairHistograms, pair_histograms
 from sae_lens_crosscoder.diffing.pair_geometry import PairGeometry
 from sae_lens_crosscoder.files import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
 _GREY = "#5f6368"
 
@@ -27,6 +26,9 @@ def save_png(geometry: PairGeometry, path: str | Path, *, log_y: bool = True, dp
     Raises:
         SaveError: The file cannot be written; what was there before is untouched.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     bars = pair_histograms(geometry)
     figure = Figure(figsize=(12, 5), dpi=dpi)
     canvas = FigureCanvasAgg(figure)
@@ -68,7 +70,7 @@ def _draw_norms(axes: Axes, bars: PairHistograms, log_y: bool) -> None:
         # From 0.5, so that a single latent is a visible bar.
         axes.set_ylim(0.5, 2 * max([1, *heights]))
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
     _draw_legend(axes, bars)
 
 
@@ -91,7 +93,7 @@ def _draw_cosines(axes: Axes, bars: PairHistograms) -> None:
     )
     axes.set_xlim(-1, 1)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     _set_titles(axes, bars.cosine_title, bars.cosine_axis, "latents")
 
 

@@ -8,13 +8,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import plotly.graph_objects as go
-import plotly.io
-from plotly.offline import get_plotlyjs
+from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.errors import ShapeError
 from sae_lens_crosscoder.files import write_file
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Cell = str | int | float | bool | None
 """What a table holds; None and NaN are shown as a dash."""
@@ -88,8 +88,10 @@ def write_report_html(
     Raises:
         SaveError: The file cannot be written; what was there before is untouched.
     """
-    # A figure is itself iterable, over its parts.
-    panels = [figures] if isinstance(figures, go.Figure) else list(figures)
+    from plotly.offline import get_plotlyjs
+
+    # A figure is itself iterable, over its parts, but no sequence.
+    panels = list(figures) if isinstance(figures, Sequence) else [figures]
     parts = [f"<section>{_figure_html(panel)}</section>" for panel in panels]
     parts += [f"<section>{_table_html(table)}</section>" for table in tables]
     page = f"""<!DOCTYPE html>
@@ -114,6 +116,8 @@ def write_report_html(
 
 
 def _figure_html(figure: go.Figure) -> str:
+    import plotly.io
+
     return str(
         plotly.io.to_html(
             figure,

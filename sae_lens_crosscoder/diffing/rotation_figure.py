@@ -6,10 +6,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import plotly.graph_objects as go
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.diffing.rotation import (
     MAX_CHANGE_D,
@@ -20,6 +17,9 @@ from sae_lens_crosscoder.diffing.rotation import (
     StageRotations,
 )
 from sae_lens_crosscoder.files import write_file
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 COLOURS = {MIN_CHANGE_DM: "#9aa0a6", MAX_CHANGE_D: "#1a73e8", MAX_CHANGE_M: "#f29900", MAX_CHANGE_DM: "#d93025"}
 _RING_COLOURS = ("#202124", "#9334e6", "#1e8e3e")
@@ -40,6 +40,8 @@ def rotation_figure(rotations: StageRotations, marked: Mapping[str, Sequence[int
         rotations: What to draw.
         marked: Latents to put rings around, under a name for each group.
     """
+    import plotly.graph_objects as go
+
     figure = go.Figure()
     for name in QUADRANTS:
         latents = [j for j, quadrant in enumerate(rotations.quadrants) if quadrant == name]
@@ -72,6 +74,9 @@ def save_rotation_png(
     Raises:
         SaveError: The file cannot be written; what was there before is untouched.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 7), dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -109,6 +114,8 @@ def _coordinates(rotations: StageRotations, latents: Sequence[int]) -> tuple[lis
 
 
 def _points(rotations: StageRotations, latents: Sequence[int], name: str, marker: Mapping[str, object]) -> go.Scatter:
+    import plotly.graph_objects as go
+
     xs, ys = _coordinates(rotations, latents)
     hover = [f"latent {j}: {x:.3f} D→DF, {y:.3f} M→MF" for j, x, y in zip(latents, xs, ys, strict=True)]
     label = html.escape(name, quote=False)

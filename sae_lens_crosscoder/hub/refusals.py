@@ -46,6 +46,12 @@ def refusals_named(what: str, repo_id: str, right: str = "read") -> Generator[No
         yield
     except CrosscoderError:
         raise
+    except UnicodeEncodeError:
+        # Not from it: the error holds the whole header, token and all.
+        raise HubError(
+            f"{what} failed: the access token of the Hub holds characters that no token has (they are not ASCII). Look "
+            "at HF_TOKEN, or log in anew with `hf auth login`."
+        ) from None
     except Exception as error:
         chain = list(_causes(error))
         # Version 0.36 has errors of this class without an answer, and answers in errors of its HTTP library.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.causal import (
     AblationEquivalence,
@@ -20,6 +19,7 @@ from sae_lens_crosscoder.causal import (
 )
 from sae_lens_crosscoder.diffing.scaling_result import mean_ranks
 from sae_lens_crosscoder.model_diff.setup import ROLES_OF_ANSWERS, DiffConfig, DiffSubject, predicts
+from sae_lens_crosscoder.progress import token_bar
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def experiment(
     size = comparison.sequences_at_once(tokens.shape[1], config.n_sequences_at_once)
     reruns = 2 * size
     fired = torch.zeros(len(first), dtype=torch.bool)
-    for start in tqdm(range(0, len(tokens), size), desc="Causal tests", unit="batch"):
+    bar = token_bar("Causal tests", tokens.numel())
+    for start in range(0, len(tokens), size):
         rows = slice(start, start + size)
         groups = {"all": counted[rows]}
         groups |= {name: counted[rows] & predicts(roles[rows] == role) for name, role in ROLES_OF_ANSWERS.items()}
@@ -99,6 +100,8 @@ def experiment(
         by_gradient += gradient[..., list(first)].double().sum(dim=(0, 1)).cpu()
         if equivalence is not None:
             equivalence.add(tokens[rows], counted[rows], reruns)
+        bar.update(tokens[rows].numel())
+    bar.close()
     n_tokens = max(1, int(counted.sum()))
     scores = torch.full((len(subject.sae.W_dec),), torch.nan, dtype=torch.float64)
     if equivalence is not None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations import TokenRole
 from sae_lens_crosscoder.causal import ModelComparison, first_order_kl_attribution
 from sae_lens_crosscoder.causal.comparison import kl_divergence
 from sae_lens_crosscoder.errors import DataError
 from sae_lens_crosscoder.model_diff.setup import DiffConfig, DiffSubject, predicts
+from sae_lens_crosscoder.progress import token_bar
 
 _N_NEXT_TOKENS = 5
 _N_LATENTS_OF_DOCUMENT = 12
@@ -67,10 +67,12 @@ def measure_divergence(subject: DiffSubject, comparison: ModelComparison, config
     size = comparison.sequences_at_once(tokens.shape[1], config.n_sequences_at_once)
     total = torch.zeros(len(subject.sae.W_dec), dtype=torch.float64)
     kl = torch.zeros(tokens.shape, dtype=torch.float64)
-    for rows in tqdm(list(_chunks(len(tokens), size)), desc="Attributing KL", unit="batch"):
-        attribution = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
-        total += attribution.double().sum(dim=(0, 1)).cpu()
-        kl[rows] = _log_probabilities_and_kl(comparison, tokens[rows])[2].double().cpu() * counted[rows]
+    with token_bar("Attributing KL", tokens.numel()) as bar:
+        for rows in _chunks(len(tokens), size):
+            attribution = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
+            total += attribution.double().sum(dim=(0, 1)).cpu()
+            kl[rows] = _log_probabilities_and_kl(comparison, tokens[rows])[2].double().cpu() * counted[rows]
+            bar.update(tokens[rows].numel())
     if not (total.isfinite().all() and kl.isfinite().all()):
         raise DataError(
             f"KL({comparison.finetuned} || {comparison.base}) is infinite or not a number: a model gives such logits. "

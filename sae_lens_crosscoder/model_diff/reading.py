@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.activations import TokenRole
 from sae_lens_crosscoder.diffing import (
@@ -27,6 +26,7 @@ from sae_lens_crosscoder.diffing import (
 from sae_lens_crosscoder.errors import DataError, first_line
 from sae_lens_crosscoder.files import write_file
 from sae_lens_crosscoder.model_diff.setup import DiffConfig, DiffSubject
+from sae_lens_crosscoder.progress import token_bar
 
 _PARTS = 32
 """Times that the state is saved on the way."""
@@ -74,8 +74,8 @@ def read_latents(subject: DiffSubject, config: DiffConfig, finetuned: str, state
     fed = [scaling, statistics, contexts] if comparable else [statistics, contexts]
     n = len(subject.sequences)
     step = -(-n // _PARTS)
-    with tqdm(total=n * subject.sequences.tokens.shape[1], desc="Reading latents", unit="tok", unit_scale=True) as bar:
-        bar.update(n_read * subject.sequences.tokens.shape[1])
+    context = subject.sequences.tokens.shape[1]
+    with token_bar("Reading latents", n * context, n_read * context) as bar:
         for start in range(n_read, n, step):
             stop = min(start + step, n)
             batches = token_batches(subject, start, stop, config.n_sequences_at_once)
@@ -86,7 +86,7 @@ def read_latents(subject: DiffSubject, config: DiffConfig, finetuned: str, state
                 for key, tensor in accumulator.state_dict().items()
             }
             write_file(state, save({**tensors, "n_read": torch.tensor(stop)}))
-            bar.update((stop - start) * subject.sequences.tokens.shape[1])
+            bar.update((stop - start) * context)
     return Readings(scaling.compute() if comparable else None, statistics.compute(), contexts.compute())
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from sae_lens_crosscoder._saelens import ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME
-from sae_lens_crosscoder.errors import ConfigError, DamagedError, NotFoundError
+from sae_lens_crosscoder._saelens import (
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, DamagedError, NotFoundError
+from sae_lens_crosscoder.fields import merged
 from sae_lens_crosscoder.files import existing_folder, remove_leftovers
 from sae_lens_crosscoder.manifest import check_manifest, read_manifest
+from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.versions import migrate_checkpoint
 
 AUTO = "auto"
 """Value of `resume_from_checkpoint` that stands for the newest whole checkpoint of the same configuration."""
@@ -58,6 +69,9 @@ def newest_whole_checkpoint(root: Path, run: str) -> Path | None:
 
     Returns:
         Its folder, or None if there is none of this configuration.
+
+    Raises:
+        ConfigError: A later version of this package wrote it.
     """
     remove_leftovers(root)
     candidates: list[Path] = []
@@ -67,9 +81,10 @@ def newest_whole_checkpoint(root: Path, run: str) -> Path | None:
             candidates += checkpoints_in(folder)
     for candidate in sorted(candidates, key=_age):
         try:
-            if read_manifest(candidate).get(RUN) != run:
+            if not _is_of_run(candidate, read_manifest(candidate), run):
                 continue
             check_manifest(candidate)
+            migrate_checkpoint(candidate)
         except DamagedError as error:
             logger.warning("Passed over: %s", error)
             continue
@@ -81,10 +96,33 @@ def _age(checkpoint: Path) -> tuple[int, float]:
     return (-int(checkpoint.name), -checkpoint.stat().st_mtime)
 
 
+def _is_of_run(folder: Path, manifest: Mapping[str, Any], run: str) -> bool:
+    """Whether a folder was written by the run with this fingerprint.
+
+    Its configuration is asked where the manifest says otherwise: one that another version of this package or of SAELens
+    wrote may lack fields that have come since, and has another fingerprint for it.
+    """
+    if manifest.get(RUN) == run:
+        return True
+    path = folder / RUNNER_CFG_FILENAME
+    return path.is_file() and _fingerprint_of(path.read_bytes()) == run
+
+
+@lru_cache(maxsize=256)  # all checkpoints of a run have one configuration
+def _fingerprint_of(content: bytes) -> str | None:
+    """The fingerprint of a run configuration on disk, as this version gives it; None if it cannot be read."""
+    here = {"device": "cpu", "llm_device": None, "act_store_device": None, "verbose": False, "sae": {"device": "cpu"}}
+    try:
+        return CrosscoderRunnerConfig.from_dict(merged(json.loads(content), here)).fingerprint
+    except (CrosscoderError, ValueError, TypeError):
+        return None
+
+
 def check_checkpoint(path: str | Path) -> None:
     """Raises:
     NotFoundError: There is no checkpoint to resume from at the path.
     DamagedError: There is one, but it is not what was written.
+    ConfigError: A later version of this package wrote it.
     """
     folder = existing_folder(path, "checkpoint")
     missing = [n for n in (ACTIVATIONS_STORE_STATE_FILENAME, TRAINER_STATE_FILENAME) if not (folder / n).is_file()]
@@ -95,6 +133,7 @@ def check_checkpoint(path: str | Path) -> None:
         )
     try:
         check_manifest(folder)
+        migrate_checkpoint(folder)
     except DamagedError as error:
         raise DamagedError(
             f"{error} Resume from an earlier checkpoint; resume_from_checkpoint='{AUTO}' takes the newest whole one."
@@ -115,6 +154,6 @@ def remove_all_but(n_kept: int, folder: Path) -> None:
 def is_finished(output: Path, run: str) -> bool:
     """Whether a folder holds the whole crosscoder of a configuration."""
     try:
-        return read_manifest(output).get(RUN) == run and bool(check_manifest(output))
+        return _is_of_run(output, read_manifest(output), run) and bool(check_manifest(output))
     except DamagedError:
         return False

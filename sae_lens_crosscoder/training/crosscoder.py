@@ -26,6 +26,7 @@ from sae_lens_crosscoder.training.latent_layout import LatentLayout, check_width
 from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.parallel.latent_shard import LatentShard
 from sae_lens_crosscoder.training.sparse.encoder import EncoderPrecision
+from sae_lens_crosscoder.training.sparse.gradient_memory import GradientMemory
 
 CANONICAL_NORMS = "canonical_norms"
 """Tensor saved beside the canonical form: n_j, by which latents were multiplied."""
@@ -98,19 +99,10 @@ class TrainingCrosscoderConfig(TrainingSAEConfig, ABC):
                 "'float32' (with autocast=True for speed) or 'bfloat16'; activations may still be kept in float16 "
                 "(buffer_dtype)."
             )
-        if self.b_dec_init not in get_args(DecoderBiasInit):
-            raise ConfigError(
-                f"b_dec_init={self.b_dec_init!r} is unknown. Use one of {', '.join(get_args(DecoderBiasInit))}."
-            )
-        if self.decoder_norm not in get_args(DecoderNorm):
-            raise ConfigError(
-                f"decoder_norm={self.decoder_norm!r} is unknown. Use one of {', '.join(get_args(DecoderNorm))}."
-            )
-        if self.encoder_precision not in get_args(EncoderPrecision):
-            raise ConfigError(
-                f"encoder_precision={self.encoder_precision!r} is unknown. Use one of "
-                f"{', '.join(get_args(EncoderPrecision))}."
-            )
+        choices = {"b_dec_init": DecoderBiasInit, "decoder_norm": DecoderNorm, "encoder_precision": EncoderPrecision}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ConfigError(f"{name}={value!r} is unknown. Use one of {', '.join(get_args(known))}.")
         if not -1 <= self.difference_weight <= 0:
             raise ConfigError(
                 f"difference_weight={self.difference_weight} must lie in [-1, 0]: 0 is the usual loss, -1 reconstructs "
@@ -181,6 +173,8 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
         self.layout = cfg.layout
         self.division = Division()
         """How steps are divided over ranks."""
+        self.gradient_memory = GradientMemory()
+        """Where a sparse step writes gradients of its weights."""
         self._held_weights: dict[str, weakref.ref[nn.Parameter]] = {}
         super().__init__(cfg, use_error_term)
         if cfg.difference_weight != 0:
@@ -208,6 +202,16 @@ class TrainingCrosscoder(TrainingSAE[T_TRAINING_CROSSCODER_CONFIG], ABC):
     def shard(self) -> LatentShard:
         """The latents that are here."""
         return self.division.shard(self.cfg.d_sae)
+
+    @override
+    def process_sae_in(self, sae_in: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """What is encoded: activations, minus the decoder bias if `apply_b_dec_to_input`.
+
+        SAELens subtracts the bias times 0 otherwise, whose gradient takes one more product of a step.
+        """
+        sae_in = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        sae_in = self.run_time_activation_norm_fn_in(sae_in)
+        return sae_in - self.b_dec if self.cfg.apply_b_dec_to_input else sae_in
 
     def pre_activations(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """X W_enc + b_enc."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sae_lens_crosscoder.errors import ConfigError, first_line
+from sae_lens_crosscoder.errors import ConfigError
 
 
 def check_device(name: str | None, field: str = "device") -> None:
@@ -16,6 +16,6 @@ def check_device(name: str | None, field: str = "device") -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{field}={name!r} is no device: {first_line(error)}") from error
+        raise ConfigError(f"{field}={name!r} is no device. Use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{field}={name!r}, but torch finds no CUDA device. Use 'cpu', or a CUDA build of torch.")

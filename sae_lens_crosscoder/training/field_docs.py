@@ -10,11 +10,13 @@ from typing import Any
 from sae_lens import LoggingConfig
 from simple_parsing.docstring import get_attribute_docstring
 
-from sae_lens_crosscoder._saelens import get_sae_training_class
+from sae_lens_crosscoder._saelens import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens_crosscoder.activations import DatasetConfig
-from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.sources import Source
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
+from sae_lens_crosscoder.training.sae_config import sae_config_class
+
+_GROUPS = ("--sae", "--logger", "--sae.metadata")
 
 
 def describe_fields(architecture: str) -> str:
@@ -23,10 +25,7 @@ def describe_fields(architecture: str) -> str:
     Raises:
         ConfigError: An unknown architecture.
     """
-    try:
-        sae_class = get_sae_training_class(architecture)[1]
-    except KeyError:
-        raise ConfigError(f"Architecture {architecture!r} is not registered.") from None
+    sae_class = sae_config_class(architecture)
     sections = [
         ("Run", "--", CrosscoderRunnerConfig, {"sae", "logger"}),
         (f"Crosscoder ({architecture})", "--sae.", sae_class, {"metadata"}),
@@ -35,6 +34,18 @@ def describe_fields(architecture: str) -> str:
         ("Each entry of --datasets, or fields of --dataset", "", DatasetConfig, set[str]()),
     ]
     return "\n\n".join(f"{title}\n{_section(prefix, cls, hidden)}" for title, prefix, cls, hidden in sections)
+
+
+def field_flags() -> dict[str, str]:
+    """Every flag of `train` that is a field, of whatever architecture, with the first sentence of its meaning."""
+    classes = [("--", CrosscoderRunnerConfig), ("--logger.", LoggingConfig)]
+    classes += [("--sae.", config) for _, config in SAE_TRAINING_CLASS_REGISTRY.values()]
+    return {
+        f"{prefix}{field.name}": _description(cls, field.name).partition(". ")[0]
+        for prefix, cls in classes
+        for field in dataclasses.fields(cls)
+        if prefix + field.name not in _GROUPS
+    }
 
 
 def _section(prefix: str, cls: type[Any], hidden: set[str]) -> str:

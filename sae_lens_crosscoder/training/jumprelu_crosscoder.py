@@ -11,13 +11,17 @@ from sae_lens import JumpReLUSAEConfig, SAEConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_crosscoder._saelens import JumpReLU, Step, TrainCoefficientConfig, TrainStepInput
+from sae_lens_crosscoder._saelens import JumpReLU, Step, TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS
 from sae_lens_crosscoder.training.penalised_crosscoder import (
     PenalisedTrainingCrosscoder,
     PenalisedTrainingCrosscoderConfig,
 )
+from sae_lens_crosscoder.training.sparse import forward
+from sae_lens_crosscoder.training.sparse.autograd import encode_pairs
+from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
+from sae_lens_crosscoder.training.sparse.selection import positive_pairs
 
 SparsityLoss = Literal["tanh", "step"]
 
@@ -102,6 +106,11 @@ class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCro
     latents have a gradient. Thresholds learn by the straight-through estimator df/dtheta = -(theta/eps) 1[|z - theta| <
     eps/2]; t_j is what is trained, so its gradient carries the factor theta_j. With `sparsity_loss="step"` the second
     term is the number of active latents, with the same kind of estimator (Rajamanoharan et al. 2024).
+
+    Only pairs of a token and a latent with z_j > theta_j - eps/2 have a code or move a threshold. Once they are few, a
+    training step is made on them alone, with the losses and gradients of the dense step. The last term reaches all
+    silent pairs, but linearly: sum_i ReLU(theta_j - z_ij) = sum_i (theta_j - z_ij) + sum over pairs not below theta_j
+    of (z_ij - theta_j), and the first of these sums is that of the mean token.
     """
 
     log_threshold: nn.Parameter
@@ -134,6 +143,56 @@ class JumpReLUTrainingCrosscoder(PenalisedTrainingCrosscoder[JumpReLUTrainingCro
         hidden_pre = self.pre_activations(x)
         feature_acts = JumpReLU.apply(hidden_pre, self._thresholds(hidden_pre), self.cfg.jumprelu_bandwidth, False)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """One step's loss; made on the pairs that reach the window about their threshold, once they are few."""
+        if forward.dense_reason(self, step_input.sae_in) is not None:
+            return super().training_forward_pass(step_input)
+        x = self.process_sae_in(step_input.sae_in)
+        with torch.no_grad():
+            below = self._thresholds(x) - self.cfg.jumprelu_bandwidth / 2
+            encoder = forward.encoder_of(self, x, torch.ones_like(self.b_enc), self.b_enc - below)
+            found = positive_pairs(encoder, forward.MAX_ACTIVE_SHARE)
+        if found is None:
+            return super().training_forward_pass(step_input)
+        self.hold_layout()
+        pairs = ActivePairs(found.flat, len(x), len(self.W_dec))
+        values = found.acts + below[pairs.latents]
+        hidden_pre = encode_pairs(pairs, values, x, self.W_enc, self.b_enc, self.gradient_memory)
+        thresholds = self._thresholds(x).index_select(0, pairs.latents)
+        # As one row of latents: SAELens's estimators add up the gradients of thresholds over rows.
+        acts = JumpReLU.apply(hidden_pre[None], thresholds, self.cfg.jumprelu_bandwidth, False)[0]
+        codes = forward.SparseCodes(pairs, acts)
+        return forward.sparse_output(
+            self, step_input, codes, lambda _: self._losses_of_pairs(step_input, codes, hidden_pre, thresholds, x)
+        )
+
+    def _losses_of_pairs(
+        self,
+        step_input: TrainStepInput,
+        codes: forward.SparseCodes,
+        hidden_pre: Float[Tensor, " n_pairs"],
+        thresholds: Float[Tensor, " n_pairs"],
+        x: Float[Tensor, "batch d_in"],
+    ) -> dict[str, Tensor]:
+        norms, latents = self.decoder_norms(), codes.pairs.latents
+        if self.cfg.sparsity_loss == "tanh":
+            active = torch.tanh(self.cfg.tanh_scale * codes.acts * norms.index_select(0, latents))
+        else:
+            active = Step.apply(hidden_pre[None], thresholds, self.cfg.jumprelu_bandwidth, False)[0]
+        sums = torch.zeros_like(self.b_enc)
+        losses = {
+            "l0_loss": step_input.coefficients["l0"] * self.penalty_of_sums(sums.index_add(0, latents, active), len(x))
+        }
+        if self.cfg.pre_act_loss_coefficient:
+            # Not ReLU: on the threshold itself the silent pairs' penalty has no gradient, so all of it is taken off.
+            excess = torch.where(hidden_pre >= thresholds, hidden_pre - thresholds, 0.0)
+            mean = self._thresholds(x) - (x.mean(dim=0) @ self.W_enc + self.b_enc)
+            below = mean + sums.index_add(0, latents, excess) / len(x)
+            below = self.division.sum_of_latents((below * norms).sum())
+            losses["pre_act_loss"] = self.cfg.pre_act_loss_coefficient * below
+        return losses
 
     @override
     def calculate_aux_loss(

@@ -22,12 +22,13 @@ from sae_lens_crosscoder._saelens import (
     ActivationScaler,
 )
 from sae_lens_crosscoder.activations import SourceScaler
-from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
+from sae_lens_crosscoder.errors import CrosscoderError, DataError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.training.crosscoder import CANONICAL_NORMS, TrainingCrosscoder
 from sae_lens_crosscoder.training.sae_config import sae_config
 from sae_lens_crosscoder.training.saved_run import SavedRun
+from sae_lens_crosscoder.training.versions import migrated_config
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ def load_parent(path: str, device: str = "cpu") -> Parent:
         DataError: Files that are damaged or do not fit together.
     """
     folder = existing_folder(path, "pretrained training crosscoder")
+    try:
+        return _parent_in(folder, path, device)
+    except CrosscoderError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"The files of {path} are damaged, or do not fit together: {first_line(error)}") from error
+
+
+def _parent_in(folder: Path, path: str, device: str) -> Parent:
     left_out = _left_out_of_inference(folder, device)
     if left_out is not None:
         return _from_finished_run(path, left_out, device)
@@ -79,6 +89,8 @@ def load_parent(path: str, device: str = "cpu") -> Parent:
     sae = load_training_sae(folder, device)
     scaler = folder / ACTIVATION_SCALER_CFG_FILENAME
     scales = json.loads(scaler.read_text())["scaling_factor"] if scaler.is_file() else None
+    if scales is not None:
+        torch.as_tensor(scales, dtype=torch.float64)  # what are no numbers would fail only when training begins
     return Parent(path, sae, scales, _stages(vars(sae.cfg.metadata)))
 
 
@@ -91,7 +103,7 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
         sae = TrainingSAE.from_dict({**json.loads((folder / SAE_CFG_FILENAME).read_text()), "device": device})
         sae.load_weights_from_checkpoint(folder)
         return sae
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         raise NotFoundError(
             f"{folder} holds no training crosscoder: {first_line(error)}. Give a checkpoint, or the output of a run "
             f"whose {SPARSITY_FILENAME} holds {CANONICAL_NORMS}."
@@ -100,16 +112,13 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
 
 def _from_finished_run(path: str, left_out: dict[str, torch.Tensor], device: str) -> Parent:
     run = SavedRun(Path(path), device)
-    values = read_config_file(run.folder / RUNNER_CFG_FILENAME).get("sae")
+    values = migrated_config(read_config_file(run.folder / RUNNER_CFG_FILENAME)).get("sae")
     if not isinstance(values, dict):
         raise DataError(f"{RUNNER_CFG_FILENAME} of {path} does not say which crosscoder was trained (`sae`).")
     sae = TrainingSAE.from_dict({**sae_config(cast("dict[str, Any]", values)).to_dict(), "device": device})
     if not isinstance(sae, TrainingCrosscoder):
         raise DataError(f"{path} holds {CANONICAL_NORMS}, but its configuration is that of {sae.cfg.architecture()}.")
-    try:
-        sae.load_inference_state_dict(run.sae.state_dict(), left_out, run.sources.activation_scales)
-    except (KeyError, RuntimeError) as error:
-        raise DataError(f"The files of {path} do not fit together: {first_line(error)}") from error
+    sae.load_inference_state_dict(run.sae.state_dict(), left_out, run.sources.activation_scales)
     trained_with_scales = sae.cfg.normalize_activations != "none"
     scales = run.sources.activation_scales if trained_with_scales else None
     return Parent(path, sae, scales, _stages(json.loads((run.folder / SAE_CFG_FILENAME).read_text())["metadata"]))
@@ -123,4 +132,7 @@ def _left_out_of_inference(folder: Path, device: str) -> dict[str, torch.Tensor]
 
 
 def _stages(metadata: Mapping[str, Any]) -> list[str | None]:
-    return [*(metadata.get("parent_stages") or []), metadata.get("stage")]
+    before = metadata.get("parent_stages") or []
+    if not isinstance(before, list):
+        raise DataError(f"The metadata of the crosscoder have parent_stages={before!r}, which is no list of names.")
+    return [*cast("list[str | None]", before), metadata.get("stage")]

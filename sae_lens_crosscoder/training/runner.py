@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import wandb
 from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -27,13 +27,12 @@ from sae_lens_crosscoder._saelens import (
 from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler
 from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
-from sae_lens_crosscoder.errors import ConfigError, FinishedError, NonFiniteError
-from sae_lens_crosscoder.evals import CrosscoderEvaluator
+from sae_lens_crosscoder.errors import ConfigError, FinishedError
+from sae_lens_crosscoder.evals import CrosscoderEvaluator, flat_metrics
 from sae_lens_crosscoder.files import (
     check_writable,
     existing_folder,
     remove_leftovers,
-    write_file,
     write_json,
     written_aside,
 )
@@ -49,6 +48,7 @@ from sae_lens_crosscoder.training.checkpoints import (
     store_state_filename,
 )
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
+from sae_lens_crosscoder.training.failing import fit_or_save
 from sae_lens_crosscoder.training.needs import check_needs
 from sae_lens_crosscoder.training.parallel.division import division_for
 from sae_lens_crosscoder.training.parallel.joining import join, place
@@ -61,9 +61,6 @@ from sae_lens_crosscoder.training.signals import stops_on_signal
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
 
 logger = logging.getLogger(__name__)
-
-NON_FINITE_BATCH = "non_finite_batch.safetensors"
-"""Tokens and activations of the forward pass that stopped a run."""
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -145,8 +142,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
 
         Raises:
             TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved first, if `checkpoint_path` is set.
-            NonFiniteError: A model gave activations that are infinite or NaN. They are saved in `output_path`, and a
-                checkpoint in `checkpoint_path`.
+            NonFiniteError: A model gave activations that are infinite or NaN. They are saved in `output_path`.
+            DataError: A stream broke for good, or the data or the cache are damaged.
+            MemoryFullError: A device has no memory left. This and the two above save a checkpoint first, if
+                `checkpoint_path` is set.
         """
         self._set_sae_metadata()
         logger = self.cfg.logger
@@ -175,33 +174,22 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             if checkpoint is not None:
                 trainer.load_trainer_state(checkpoint)
             self._compile_sae_if_needed()
+            for store in self._stores:
+                store.care.stops.append(lambda: trainer.stop_requested)
             with stops_on_signal(trainer):
-                sae = self._fit(trainer)
+                sae = fit_or_save(trainer, batches, self.cfg)
         finally:
             batches.close()
+        data = self._data_read()
         if not self.ranks.is_first:
             return sae
         _write_sources(sae, self.model.sources.with_activation_scales(trainer.folded_scales))
         if self.cfg.output_path is not None:
             self._save_output(sae, Path(self.cfg.output_path), trainer)
-            self._evaluate_saved(Path(self.cfg.output_path), trainer)
+            self._evaluate_saved(Path(self.cfg.output_path), trainer, data)
         if logger.log_to_wandb:
             wandb.finish()
         return sae
-
-    def _fit(self, trainer: CrosscoderTrainer) -> TrainingSAE[Any]:
-        """Train; where a model gives no numbers, keep what was trained and the batch that did it."""
-        try:
-            return trainer.fit()
-        except NonFiniteError as error:
-            said = [f"Training stopped after step {trainer.n_training_steps}. {error}"]
-            if self.cfg.output_path is not None:
-                batch = write_file(Path(self.cfg.output_path) / NON_FINITE_BATCH, save(dict(error.batch)))
-                said.append(f"The tokens and their activations are in {batch}.")
-            if self.cfg.checkpoint_path is not None and trainer.n_training_steps > 0:
-                trainer.save_checkpoint(str(trainer.n_training_samples))
-                said.append(f"What was trained is in {self.cfg.checkpoint_path}/{trainer.n_training_samples}.")
-            raise NonFiniteError(" ".join(said), error.batch) from error
 
     def _save_output(self, sae: TrainingSAE[Any], folder: Path, trainer: CrosscoderTrainer) -> None:
         """Save the stock SAELens SAE and the run's configuration, aside, then move them into place."""
@@ -313,18 +301,29 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         )
         return CrosscoderTrainer(self.cfg.to_sae_trainer_config(), self.sae, parts)
 
-    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer) -> None:
+    def _data_read(self) -> dict[str, Any]:
+        """How much of each data set was read by all shards, how often, and what was left out of it."""
+        states = self.ranks.of_each([(store.epochs.state_dict(), store.care.skipped) for store in self._stores])
+        of_shards = [state for of_rank in states for state in of_rank]
+        epochs = self.activations_store.epochs.with_others([counts for counts, _ in of_shards])
+        skipped = list(dict.fromkeys(shard for _, left_out in of_shards for shard in left_out))
+        return {**(epochs.summary() if self.ranks.is_first else {}), "skipped_shards": skipped}
+
+    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer, data: dict[str, Any]) -> None:
         """Measure what was saved, as anyone will load it, and write `metrics.json`."""
         if self.evaluator is None:
             return
         sae = SAE.load_from_disk(folder, device=self.cfg.device)
         metrics = self.evaluator.evaluate(sae, progress=True)
+        if self.cfg.logger.log_to_wandb:
+            wandb.log(flat_metrics(metrics, "eval"), step=trainer.n_training_steps)
         assert self.cfg.dead_feature_window is not None
         metrics["training"] = {
             "n_tokens": trainer.n_training_samples,
             "n_steps": trainer.n_training_steps,
             "dead_latents": int(trainer.dead_neurons.sum()),
             "dead_after_n_tokens": self.cfg.dead_feature_window * trainer.cfg.train_batch_size_samples,
+            **data,
         }
         write_json(folder / METRICS_FILENAME, metrics)
 

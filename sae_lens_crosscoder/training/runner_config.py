@@ -16,25 +16,26 @@ from typing_extensions import override
 
 from sae_lens_crosscoder.activations import DatasetConfig, SequenceFormat, StoreConfig, excluded_token_ids
 from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription, origin_of
+from sae_lens_crosscoder.activations.stream_care import Patience
 from sae_lens_crosscoder.errors import ConfigError, ShapeError, first_line
 from sae_lens_crosscoder.fields import checked_fields, read_config_file
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.joint_model import JOINT_HOOK_NAME
 from sae_lens_crosscoder.sources import Combine, Source, Sources, TokenAlignment
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoderConfig
-from sae_lens_crosscoder.training.devices import check_device
-from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout, check_data_shards, check_dictionary_layout
+from sae_lens_crosscoder.training.field_values import check_values
+from sae_lens_crosscoder.training.parallel.layouts import DictionaryLayout, check_data_shards
 from sae_lens_crosscoder.training.recipes import recipe_for
 from sae_lens_crosscoder.training.sae_config import sae_config
-
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
-_SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+from sae_lens_crosscoder.training.versions import CONFIG, migrated_config
 
 _NO_PART_OF_THE_RESULT = {
     *("checkpoint_path", "output_path", "overwrite_output", "resume_from_checkpoint", "logger", "verbose"),
     *("n_checkpoints", "n_kept_checkpoints", "save_final_checkpoint", "sae_lens_version", "sae_lens_training_version"),
     *("device", "llm_device", "act_store_device", "prefetch_llm_batches"),
-    *("dictionary_layout", "process_timeout_seconds"),
+    *("dictionary_layout", "process_timeout_seconds", CONFIG.key),
+    # Of intact data none of these changes anything, and a run that ended for want of them is to go on with others.
+    *("stream_retries", "stream_retry_seconds", "skip_bad_shards"),
 }
 
 T_TRAINING_SAE_CONFIG = TypeVar("T_TRAINING_SAE_CONFIG", bound=TrainingSAEConfig, covariant=True)
@@ -100,6 +101,16 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
 
     process_timeout_seconds: int = 1800
     """How long a process waits for the others before the run ends with an error; evaluations have to be shorter."""
+
+    stream_retries: int = 8
+    """How often a data set that breaks is opened anew at its position before the run saves a checkpoint and ends."""
+
+    stream_retry_seconds: float = 1.0
+    """The wait before the first retry, in seconds; every further one is twice as long, up to five minutes."""
+
+    skip_bad_shards: bool = False
+    """Leave out the rest of a file of the data, or a shard of the cache, that cannot be decoded; it is named in a
+    warning and in metrics.json. Otherwise the run saves a checkpoint and ends with its name."""
 
     overwrite_output: bool = False
     """Whether a crosscoder that is in `output_path` already may be replaced."""
@@ -194,6 +205,11 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         return self.token_alignment == "character_offsets" and self.exclude_special_tokens is True
 
     @property
+    def patience(self) -> Patience:
+        """How long a stream that breaks is tried again, and whether damaged shards are left out."""
+        return Patience(self.stream_retries, self.stream_retry_seconds, self.skip_bad_shards)
+
+    @property
     def buffer_tokens(self) -> int:
         """Tokens whose activations the buffer holds."""
         return self.n_batches_in_buffer * len(range(self.context_size)[slice(*self.seqpos_slice)])
@@ -232,13 +248,15 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
             seqpos_slice=self.seqpos_slice,
             autocast_lm=self.autocast_lm,
             cached_activations_path=self.cached_activations_path if self.use_cached_activations else None,
+            patience=self.patience,
             n_ahead_prompts=int(self.prefetch_llm_batches or 0) * self.store_batch_size_prompts,
         )
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-serialisable."""
-        return {**super().to_dict(), "sources": [source.to_dict() for source in self.joint_sources]}
+        """All fields, JSON-serialisable, and the version of their layout (`training/versions.py`)."""
+        sources = [source.to_dict() for source in self.joint_sources]
+        return {CONFIG.key: CONFIG.version, **super().to_dict(), "sources": sources}
 
     @classmethod
     @override
@@ -253,9 +271,10 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 that of an earlier run and taken as it is.
 
         Raises:
-            ConfigError: An unknown field or architecture; the message suggests the nearest one.
+            ConfigError: An unknown field or architecture; the message suggests the nearest one. Or a later version of
+                this package wrote it.
         """
-        values = dict(cfg_dict)
+        values = migrated_config(cfg_dict)
         sae = values.pop("sae", None)
         if not isinstance(sae, Mapping) or "architecture" not in sae:
             raise ConfigError(
@@ -341,7 +360,7 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
                 f"Both dataset_path={self.dataset_path!r} and datasets are given. Move the first into datasets, with a "
                 "weight."
             )
-        self._check_values()
+        check_values(self)
         if self.hook_head_index is not None:
             raise ConfigError("hook_head_index is not defined for several sources. Read hook_z whole instead.")
         if self.training_tokens < 1:
@@ -352,25 +371,6 @@ class CrosscoderRunnerConfig(LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG]
         path, excludes_own = str(self.cached_activations_path), self._excludes_own_special_tokens
         origin = origin_of(joint, self.dataset_configs, self.sequence_format, self.autocast_lm, excludes_own)
         CacheDescription.load(path).check_readable(path, origin, 0)
-
-    def _check_values(self) -> None:
-        check_dictionary_layout(self.dictionary_layout)
-        for name in ("dtype", "buffer_dtype"):
-            value = getattr(self, name)
-            if value is not None and value not in _DTYPES:
-                raise ConfigError(f"{name}={value!r} is unknown. Use one of {', '.join(_DTYPES)}.")
-        for name in ("device", "llm_device", "act_store_device"):
-            check_device(getattr(self, name), name)
-        check_device(self.sae.device, "sae.device")
-        if self.lr_scheduler_name.lower() not in _SCHEDULES:
-            raise ConfigError(
-                f"lr_scheduler_name={self.lr_scheduler_name!r} is unknown. Use one of {', '.join(_SCHEDULES)}."
-            )
-        if self.context_size < 1 or self.store_batch_size_prompts < 1:
-            raise ConfigError(
-                f"context_size={self.context_size} and store_batch_size_prompts={self.store_batch_size_prompts} must "
-                "be positive."
-            )
 
     def _fill_in_recipe(self) -> None:
         recipe = recipe_for(self.sae.architecture())

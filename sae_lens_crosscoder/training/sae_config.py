@@ -12,6 +12,19 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.fields import checked_fields
 
 
+def sae_config_class(architecture: str) -> type[TrainingSAEConfig]:
+    """The class of an architecture's training configuration.
+
+    Raises:
+        ConfigError: An unknown architecture.
+    """
+    try:
+        return get_sae_training_class(architecture)[1]
+    except KeyError:
+        known = ", ".join(sorted(SAE_TRAINING_CLASS_REGISTRY))
+        raise ConfigError(f"Architecture {architecture!r} is not registered. There are {known}.") from None
+
+
 def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
     """The training configuration of an architecture from its fields.
 
@@ -19,12 +32,7 @@ def sae_config(values: Mapping[str, Any]) -> TrainingSAEConfig:
         ConfigError: An unknown architecture or field.
     """
     name = str(values["architecture"])
-    try:
-        config_class = get_sae_training_class(name)[1]
-    except KeyError:
-        raise ConfigError(
-            f"Architecture {name!r} is not registered. There are {', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}."
-        ) from None
+    config_class = sae_config_class(name)
     given = {name: value for name, value in values.items() if name != "architecture"}
     if not isinstance(given.get("metadata", {}), Mapping):
         raise ConfigError(f"sae ({name}): metadata = {given['metadata']!r} is no mapping. Leave it out.")

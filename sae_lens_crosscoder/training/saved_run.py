@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,20 @@ DEAD_LATENTS = "dead_latents"
 """Tensor beside the sparsity: 1 for latents that were dead when training ended."""
 
 
-@dataclass(frozen=True)
 class SavedRun:
     """A trained crosscoder on disk, with its sources and the configuration of its run.
+
+    Args:
+        folder: The `output_path` of the run.
+        device: Where the crosscoder is loaded.
 
     Raises:
         NotFoundError: The folder is not there, or holds no SAELens SAE.
     """
 
-    folder: Path
-    """The `output_path` of the run."""
-
-    device: str = "cpu"
-    """Where the crosscoder is loaded."""
-
-    def __post_init__(self) -> None:
-        existing_folder(self.folder, "crosscoder")
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        self.folder = existing_folder(folder, "crosscoder")
+        self.device = device
         if not (self.folder / SAE_CFG_FILENAME).is_file():
             raise NotFoundError(f"{self.folder} holds no {SAE_CFG_FILENAME}, so it is no folder of a SAELens SAE.")
 
@@ -54,7 +51,7 @@ class SavedRun:
         """
         try:
             return SAE.load_from_disk(self.folder, device=self.device)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property
@@ -101,6 +98,7 @@ class SavedRun:
         Raises:
             NotFoundError: The folder holds no run configuration.
             ConfigError: A field that cannot be.
+            SourceError: The file wants code of a model's repository to be run.
         """
         path = self.folder / RUNNER_CFG_FILENAME
         if not path.is_file():
@@ -110,4 +108,6 @@ class SavedRun:
         values = read_config_file(path)
         if overrides and overrides.get("datasets"):
             values["dataset_path"] = ""
-        return CrosscoderRunnerConfig.from_dict(merged(values, {**(overrides or {}), "verbose": False}))
+        cfg = CrosscoderRunnerConfig.from_dict(merged(values, {**(overrides or {}), "verbose": False}))
+        cfg.joint_sources.check_trusted()
+        return cfg

@@ -14,7 +14,6 @@ import wandb
 from sae_lens import SAETrainer, TrainingSAE
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
@@ -30,12 +29,14 @@ from sae_lens_crosscoder.errors import DivergedError, FinishedError, TrainingInt
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.manifest import write_manifest
+from sae_lens_crosscoder.progress import token_bar
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.auxk_crosscoder import AuxKTrainingCrosscoder
 from sae_lens_crosscoder.training.checkpoints import RUN, remove_all_but
 from sae_lens_crosscoder.training.clipped_adam import clipped_step, make_fused
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.training.dead_bound import ASYNCHRONOUS_DEVICES, DeadBound
+from sae_lens_crosscoder.training.health import HealthWatch, explained_by_source
 from sae_lens_crosscoder.training.parallel.curve import complete_row, whole_output
 from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.parallel.trainer_state import (
@@ -45,6 +46,8 @@ from sae_lens_crosscoder.training.parallel.trainer_state import (
 )
 from sae_lens_crosscoder.training.parallel.weights import complete_gradients, gathered, whole_crosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
+from sae_lens_crosscoder.training.undoing import Doing, undone_if_it_fails
+from sae_lens_crosscoder.training.versions import CHECKPOINT
 
 _MAX_GRADIENT_NORM = 1.0  # SAELens's
 CURVE_FILENAME = "training_curve.csv"
@@ -112,6 +115,9 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.act_freq_scores = self.act_freq_scores.new_zeros(n_here)
             self.n_forward_passes_since_fired = self.act_freq_scores.clone()
         self._dead_bound = DeadBound(cfg.dead_feature_window)
+        self.doing: Doing = "harvest"
+        self.undone_batch: Tensor | None = None
+        """The batch whose step failed, and left nothing behind."""
         self.folded_scales = [1.0] * len(parts.sources)
         """The factor of each source that is folded into the weights."""
 
@@ -126,30 +132,29 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.sae.to(self.cfg.device)
         if self.n_training_steps == 0:
             self._prepare()
-        total = self.cfg.total_training_samples
+        total, n_tokens = self.cfg.total_training_samples, self.cfg.train_batch_size_samples
+        n_all = -(-total // n_tokens) * n_tokens  # the last batch is a whole one
+        watch = HealthWatch(self.sae.cfg.d_sae, total // n_tokens, self.cfg.dead_feature_window)
         with (
             self._table(CURVE_FILENAME) as curve,
             self._table(EVALUATIONS_FILENAME) as evaluations,
-            tqdm(
-                total=total,
-                initial=self.n_training_samples,
-                desc="Training",
-                unit="tok",
-                unit_scale=True,
-                disable=not self.division.ranks.is_first,
-            ) as bar,
+            token_bar("Training", n_all, self.n_training_samples, shown=self.division.ranks.is_first) as bar,
         ):
             while self.n_training_samples < total:
                 self._log(self.maybe_reset_sparsity())
-                output = self.step(next(self.data_provider))
+                batch = next(self.data_provider)
+                with undone_if_it_fails(self, batch):
+                    output = self.step(batch)
                 if self._is_logging_step():
                     row = self._curve_row(output)
                     self._check_finite(row["losses/overall_loss"], self._sum_of_weights())
+                    watch.look(self.n_training_steps + 1, row)
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
                 if self._is_evaluation_step():
                     evaluations.write(self.n_training_steps + 1, self._evaluate())
+                    self.doing = "harvest"
                 self.n_training_steps += 1
                 bar.update(self.division.n_tokens(len(output.sae_in)))
                 self._checkpoint_if_needed()
@@ -185,10 +190,12 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                     is_logging_step=self._is_logging_step(),
                 )
             )
-            self._count_firing(output.feature_acts)
         output.loss.backward()
+        self._count_firing(output.feature_acts)
         norm = complete_gradients(sae) if isinstance(sae, TrainingCrosscoder) and self.division.is_divided else None
         clipped_step(self.optimizer, _MAX_GRADIENT_NORM, norm)
+        if isinstance(sae, TrainingCrosscoder):
+            sae.gradient_memory.keep({"W_enc": sae.W_enc, "W_dec": sae.W_dec} if output.feature_acts.is_sparse else {})
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
@@ -246,7 +253,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 self.parts.save_run_state(folder)
             ranks.wait()
             if ranks.is_first:
-                write_manifest(folder, **{RUN: self.parts.run})
+                write_manifest(folder, **{RUN: self.parts.run, CHECKPOINT.key: CHECKPOINT.version})
         if not ranks.is_first:
             return
         if self.parts.n_kept_checkpoints is not None:
@@ -355,6 +362,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def _evaluate(self) -> dict[str, Any]:
         assert self.evaluator is not None
+        self.doing = "evaluation"
         sae = whole_crosscoder(self.sae) if isinstance(self.sae, TrainingCrosscoder) else self.sae
         if not self.division.ranks.is_first:
             return {}
@@ -374,17 +382,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         output = whole_output(output, self.division)
         row = self.build_train_step_log_dict(output, self.n_training_samples)
         complete_row(row, self.division)
-        if len(self.parts.sources.widths) == len(self.parts.sources):
-            for label in self.parts.sources.labels:
-                columns = self.parts.sources.columns(label)
-                x, x_hat = output.sae_in[:, columns].float(), output.sae_out[:, columns].float()
-                row[f"metrics/explained_variance/{label}"] = _explained_variance(x, x_hat)
-        return row
+        return row | explained_by_source(output, self.parts.sources)
 
     def _log(self, row: dict[str, Any]) -> None:
         if row and self.cfg.logger.log_to_wandb and self.division.ranks.is_first:
             wandb.log(row, step=self.n_training_steps)
-
-
-def _explained_variance(x: Tensor, x_hat: Tensor) -> float:
-    return (1 - (x - x_hat).pow(2).sum() / (x - x.mean(dim=0)).pow(2).sum()).item()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from dashboard_subjects import subject
 
-from sae_lens_crosscoder.dashboards import DashboardConfig
+from sae_lens_crosscoder.dashboards import DashboardConfig, chunks
 from sae_lens_crosscoder.dashboards.chunks import ChunkFolder, activation_cache, chunked
+from sae_lens_crosscoder.doctor import installed_version
 from sae_lens_crosscoder.errors import ConfigError, DataError
 
 CHUNKS = [[4, 1], [7, 9], [2]]
@@ -53,6 +54,14 @@ def test_chunks_of_something_else_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["list.json", "mine.html"]
 
 
+@pytest.mark.parametrize("name", ["sae-lens-crosscoder", "sae-dashboard"])
+def test_chunks_of_another_version_are_removed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(tmp_path)
+    monkeypatch.setattr(chunks, "installed_version", lambda n: "0.0.1" if n == name else installed_version(n))
+    assert folder(tmp_path).pending == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["list.json"]
+
+
 def test_a_chunk_with_other_latents_or_a_lost_file_is_made_anew(tmp_path: Path) -> None:
     finished(tmp_path)
     assert folder(tmp_path, chunks=[[4, 1], [7, 8]]).pending == [1]
@@ -67,6 +76,13 @@ def test_a_file_of_a_chunk_that_was_not_finished_is_removed_too(tmp_path: Path) 
     (tmp_path / "2.html").write_text("written, and then the process was killed")
     assert folder(tmp_path, key="b", chunks=CHUNKS[:1]).pending == [0]
     assert [path.name for path in tmp_path.iterdir()] == ["list.json"]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / f".{32 * 'a'}.tmp").write_text("half a page")
+    assert folder(tmp_path).pending == [2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.html", "1.html", "list.json"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"chunks": 3}', '{"made_of": ["a"], "chunks": {"x": {}}}'])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from dashboard_subjects import SECOND_ONLY, subject
 
-from sae_lens_crosscoder.dashboards.facts import described, first_latents, headline_columns, latent_facts, parse_latents
+from sae_lens_crosscoder.dashboards import DashboardSubject
+from sae_lens_crosscoder.dashboards.facts import (
+    dead_latents,
+    described,
+    first_latents,
+    headline_columns,
+    latent_facts,
+    parse_latents,
+)
 from sae_lens_crosscoder.diffing.diff_report import Column, DiffReport, LatentTable
 from sae_lens_crosscoder.errors import ConfigError, DataError
 
@@ -33,6 +42,34 @@ def test_the_first_latents_are_those_with_the_largest_values_that_are_some() -> 
         first_latents(facts, 2, "class")
     with pytest.raises(ConfigError, match="at least one"):
         first_latents(facts, 0, "nu")
+
+
+def test_dead_latents_are_not_among_the_first_and_can_be_all_there_are() -> None:
+    facts = [column("nu", torch.arange(5.0))]
+    dead = torch.tensor([False, True, False, True, True])
+    assert first_latents(facts, 2, dead=dead) == [2, 0]
+    assert first_latents(facts, 9, ascending=True, dead=dead) == [0, 2]
+    with pytest.raises(ConfigError, match="Of 5 latents none is alive"):
+        first_latents(facts, 2, dead=torch.ones(5, dtype=torch.bool))
+
+
+def test_latents_are_dead_that_were_silent_in_training_or_in_the_diff_or_write_nothing() -> None:
+    made = subject()
+    with torch.no_grad():
+        made.sae.W_dec[7] = 0
+
+    def found(made: DashboardSubject, *facts: Column) -> list[int]:
+        return dead_latents(made, facts).nonzero()[:, 0].tolist()
+
+    assert found(made) == [7]
+    silent = torch.zeros(24, dtype=torch.bool)
+    silent[2] = True
+    assert found(replace(made, dead=silent)) == [2, 7]
+    frequency = torch.ones(24)
+    frequency[3] = 0
+    classes = ["shared"] * 24
+    classes[5] = "dead"
+    assert found(made, column("frequency", frequency), column("class", classes)) == [3, 5, 7]
 
 
 def test_without_a_diff_the_decoder_says_class_norm_and_cosine() -> None:

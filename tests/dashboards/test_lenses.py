@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from dashboard_subjects import D_SAE, aligned_subject, subject
-from helpers import source, tiny_model
+from helpers import fresh_tokenizer, source, tiny_model
 
 from sae_lens_crosscoder.dashboards.facts import decoder_facts
-from sae_lens_crosscoder.dashboards.lenses import hook_unembedding, source_lenses
+from sae_lens_crosscoder.dashboards.lenses import hook_unembedding, lens_fingerprint, source_lenses
 from sae_lens_crosscoder.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def test_each_source_has_its_own_slice_and_unembedding(widths: tuple[int, ...]) 
     start = 0
     for lens, model, width in zip(lenses, made.joint.source_models, widths, strict=True):
         expected = made.sae.W_dec[:, start : start + width] @ model.W_U
-        torch.testing.assert_close(lens.logits(range(D_SAE)), expected.detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.stack([*lens.each_logits(range(D_SAE))]), expected.detach(), rtol=0, atol=1e-5)
         start += width
     assert start == made.joint.sources.d_in
 
@@ -29,7 +29,9 @@ def test_each_source_has_its_own_slice_and_unembedding(widths: tuple[int, ...]) 
 def test_the_row_of_a_difference_goes_through_both_unembeddings() -> None:
     made = subject(combine="difference")
     for lens, model in zip(source_lenses(made), made.joint.source_models, strict=True):
-        torch.testing.assert_close(lens.logits([2, 8]), (made.sae.W_dec[[2, 8]] @ model.W_U).detach())
+        torch.testing.assert_close(
+            torch.stack([*lens.each_logits([2, 8])]), (made.sae.W_dec[[2, 8]] @ model.W_U).detach()
+        )
 
 
 def test_directions_are_those_of_decode_where_they_differ_from_the_weights() -> None:
@@ -101,6 +103,30 @@ def test_each_model_names_tokens_by_its_own_vocabulary() -> None:
     assert first.tokens[270] != second.tokens[270]
     same = source_lenses(subject())
     assert same[0].tokens is same[1].tokens
+
+
+class Spaced:
+    """A tokenizer that decodes otherwise."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def decode(self, ids: list[int]) -> str:
+        return f" {self._inner.decode(ids)}"
+
+
+def test_another_vocabulary_or_way_of_decoding_is_seen() -> None:
+    def found(tokenizer: Any) -> str:
+        return lens_fingerprint(source_lenses(subject(tokenizer=tokenizer)))
+
+    first = found(fresh_tokenizer())
+    assert found(fresh_tokenizer()) == first
+    longer = fresh_tokenizer()
+    longer.add_tokens(["owlish"])
+    assert len({first, found(longer), found(Spaced(fresh_tokenizer()))}) == 3
 
 
 def test_norms_are_those_that_the_relative_norm_is_made_of() -> None:

@@ -300,6 +300,18 @@ def test_a_stopped_call_goes_on_and_another_crosscoder_is_made_anew(
     assert not (tmp_path / "latents-1.html").exists()
 
 
+def test_pages_are_made_anew_in_the_tokens_of_another_tokenizer(tmp_path: Path) -> None:
+    from sae_lens_crosscoder.dashboards import write_dashboards
+
+    def written(made: DashboardSubject) -> str:
+        write_dashboards(made, [0], tmp_path, CONFIG)
+        return (tmp_path / "latents-0.html").read_text(encoding="utf-8")
+
+    mark = json.dumps(HOSTILE[0]).replace("<", "\\u003c").strip('"')
+    assert mark not in written(subject())
+    assert mark in written(hostile_subject())
+
+
 def test_no_index_of_older_pages_stays_while_others_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_lens_crosscoder.dashboards import write_dashboards, writing
 

@@ -117,6 +117,21 @@ def test_the_decoder_is_the_saes_own_tensor_where_it_can_be():
         assert LinearDecoder.of(sae).directions.data_ptr() == sae.W_dec.data_ptr()
 
 
+@pytest.mark.parametrize("latent", [0, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoder_that_differs_from_its_weights_in_one_latent_is_read_from_decode(latent: int, dtype: torch.dtype):
+    factors = torch.ones(10, dtype=dtype)
+    factors[latent] += 1e-4
+    sae = random_sae(d_in=150, dtype=dtype)
+
+    class Scaling(StandInSAE):
+        def decode(self, feature_acts: Tensor) -> Tensor:
+            return super().decode(feature_acts * factors)
+
+    scaling = Scaling(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    torch.testing.assert_close(LinearDecoder.of(scaling).directions, sae.W_dec * factors[:, None], rtol=0, atol=0)
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 

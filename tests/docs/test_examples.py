@@ -49,7 +49,7 @@ def test_every_name_that_an_example_imports_from_the_package_is_there(code: str)
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_and_flag_that_is_shown_exists(line: str) -> None:
     _, name, *arguments = shlex.split(line)
-    _, commands = cli._parsers()  # pyright: ignore[reportPrivateUsage]
+    _, commands = cli.parsers()
     assert name in commands
     parser = commands[name]
     flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
@@ -62,7 +62,7 @@ def test_every_command_and_flag_that_is_shown_exists(line: str) -> None:
 
 def test_every_command_is_in_the_table_of_commands() -> None:
     page = (ROOT / "docs" / "api" / "command-line.md").read_text()
-    _, commands = cli._parsers()  # pyright: ignore[reportPrivateUsage]
+    _, commands = cli.parsers()
     assert [name for name in commands if f"| `{name}" not in page] == []
 
 

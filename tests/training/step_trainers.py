@@ -11,6 +11,7 @@ from sae_lens import TrainingSAE
 from sae_lens_crosscoder import (
     BatchTopKTrainingCrosscoderConfig,
     CrosscoderTrainer,
+    JumpReLUTrainingCrosscoderConfig,
     MatryoshkaBatchTopKTrainingCrosscoderConfig,
     SourceScaler,
     StandardTrainingCrosscoderConfig,
@@ -23,6 +24,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "batchtopk": (BatchTopKTrainingCrosscoderConfig, {"k": 3, "k_start": 6, "k_annealing_steps": 50}),
     "matryoshka": (MatryoshkaBatchTopKTrainingCrosscoderConfig, {"k": 3}),
     "standard": (StandardTrainingCrosscoderConfig, {"l1_coefficient": 0.5}),
+    "jumprelu": (JumpReLUTrainingCrosscoderConfig, {"l0_coefficient": 0.1, "jumprelu_bandwidth": 0.5}),
 }
 
 

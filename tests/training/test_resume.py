@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def test_a_run_that_ends_or_fails_leaves_no_thread(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(PairedActivationsStore, "harvest", broken)
     with pytest.raises(MemoryError, match="of the models") as caught:
         runner.run()
-    assert "broken" in [frame.name for frame in caught.traceback]
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert "broken" in [frame.name for frame in traceback.extract_tb(cause.__traceback__)]
     assert threads() == []
 
 

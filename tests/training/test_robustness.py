@@ -161,7 +161,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path: Path, monkeypatch:
 def test_latents_are_dead_by_the_window_of_the_run_not_by_that_of_the_frequencies(tmp_path: Path) -> None:
     cfg = run_config(batchtopk_config(), tmp_path, feature_sampling_window=11, dead_feature_window=1000)
     run(cfg)
-    saved = SavedRun(tmp_path / "output")
+    saved = SavedRun(str(tmp_path / "output"))
     assert saved.dead is not None
     assert int(saved.dead.sum()) == saved.metrics()["training"]["dead_latents"] == 0
     assert (load_file(tmp_path / "output" / "sparsity.safetensors")["sparsity"] < -9).any()

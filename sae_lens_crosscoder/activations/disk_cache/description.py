@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from sae_lens_crosscoder._saelens import str_to_dtype
 from sae_lens_crosscoder.activations.datasets import DatasetConfig, SequenceFormat, mixture_weights
-from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError, first_line
+from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.files import existing_folder, write_json
 from sae_lens_crosscoder.fingerprint import fingerprint
 from sae_lens_crosscoder.sources import Sources
@@ -105,9 +106,14 @@ class CacheDescription:
             version = values.pop("format")
             if version != _FORMAT:
                 raise ConfigError(f"{path} has format {version!r}, this version reads {_FORMAT}. {make}")
-            return cls(**values)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged: {error!r}. {make}") from error
+            description = cls(**checked_fields(cls, values, "It", DataError))
+            if min(description.n_sequences, description.n_sequences_a_shard, description.n_bytes_a_sequence) < 1:
+                raise DataError("Sequences and bytes have to be positive.")
+            return description
+        except ConfigError:
+            raise
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {first_line(error)}. {make}") from error
 
     def check_continues(self, folder: Path) -> None:
         """Whether a writer of this cache may write to a folder: one that holds none, or part of the same.

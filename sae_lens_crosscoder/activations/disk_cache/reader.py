@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription
 from sae_lens_crosscoder.activations.disk_cache.shards import CacheBlock, ShardEntry, check_shard, finished, read_block
-from sae_lens_crosscoder.errors import ConfigError, DataError
+from sae_lens_crosscoder.activations.stream_care import StreamCare
+from sae_lens_crosscoder.errors import ConfigError, DamagedError, DataError, first_line
 
 _POLL_SECONDS = 0.2
 
@@ -29,6 +29,7 @@ class CacheReader:
         n_sequences_a_block: Sequences that are read at once.
         seed: Seed of the orders.
         patience_seconds: How long no writer may finish a shard while one is waited for.
+        care: Who asks to stop, and whether damaged shards are left out; None ends at the first.
 
     Raises:
         NotFoundError: There is no cache.
@@ -36,17 +37,23 @@ class CacheReader:
     """
 
     def __init__(
-        self, folder: str | Path, n_sequences_a_block: int, seed: int = 0, patience_seconds: float = 600
+        self,
+        folder: str | Path,
+        n_sequences_a_block: int,
+        seed: int = 0,
+        patience_seconds: float = 600,
+        care: StreamCare | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.description = CacheDescription.load(self.folder)
         self.seed = seed
         self.patience_seconds = patience_seconds
+        self._care = care or StreamCare()
         self._n_sequences_a_block = n_sequences_a_block
         self._fingerprint = self.description.fingerprint
         self._shards: dict[int, ShardEntry] = {}
         self._n_shards = self.description.n_shards
-        self._is_checked: set[int] = set()
+        self._is_whole: dict[int, bool] = {}
         self._blocks: list[tuple[int, slice]] = []
         self._n_shards_in_blocks = 0
         self._n_read = 0
@@ -57,30 +64,40 @@ class CacheReader:
         self._n_read = 0
         self._order = None
         if epoch > 0:
-            while self._add_shard(lambda: False):
+            while self._add_shard():
                 pass
             generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
             self._order = torch.randperm(len(self._blocks), generator=generator)
 
-    def next_block(self, is_stopped: Callable[[], bool] = lambda: False) -> CacheBlock | None:
+    def next_block(self) -> CacheBlock | None:
         """The next sequences; None at the end of the epoch.
 
-        Args:
-            is_stopped: Asked while the next shard is waited for; the wait ends with an error when it is true.
-
         Raises:
-            DataError: A shard that is not what was written, or writers that do not go on.
+            DamagedError: A shard is not what was written, and is not to be left out.
+            DataError: Writers do not go on, or all shards are left out.
+            WaitStopped: The run was asked to stop while the next shard was waited for.
         """
-        while self._n_read >= len(self._blocks):
-            if not self._add_shard(is_stopped):
-                return None
-        at = self._n_read if self._order is None else int(self._order[self._n_read])
-        number, sequences = self._blocks[at]
-        if number not in self._is_checked:
-            check_shard(self.folder, self._shards[number])
-            self._is_checked.add(number)
-        self._n_read += 1
-        return read_block(self.folder, number, sequences)
+        while True:
+            while self._n_read >= len(self._blocks):
+                if not self._add_shard():
+                    return None
+            at = self._n_read if self._order is None else int(self._order[self._n_read])
+            number, sequences = self._blocks[at]
+            self._n_read += 1
+            if self._is_readable(number):
+                return read_block(self.folder, number, sequences)
+
+    def _is_readable(self, number: int) -> bool:
+        """Whether a shard is whole; one that is damaged raises, or is left out."""
+        if number not in self._is_whole:
+            try:
+                check_shard(self.folder, self._shards[number])
+            except DamagedError as error:
+                if not self._care.patience.skip_bad_shards:
+                    raise
+                self._care.skip(f"shard {number} of the cache {self.folder}", first_line(error))
+            self._is_whole[number] = f"shard {number} of the cache {self.folder}" not in self._care.skipped
+        return self._is_whole[number]
 
     def state_dict(self) -> dict[str, Any]:
         """How far the epoch was read, as JSON."""
@@ -100,20 +117,25 @@ class CacheReader:
             )
         self._n_read = state["n_blocks_read"]
 
-    def _add_shard(self, is_stopped: Callable[[], bool]) -> bool:
+    def _add_shard(self) -> bool:
         """Wait for the next shard and take its blocks in; False if there is none."""
         number = self._n_shards_in_blocks
         if number not in self._shards:
-            self._wait_for(number, is_stopped)
+            self._wait_for(number)
         if number >= self._n_shards:
             return False
         n_sequences, step = self._shards[number].n_sequences, self._n_sequences_a_block
+        if not 0 < n_sequences <= self.description.n_sequences_a_shard:
+            raise DataError(
+                f"The manifests of {self.folder} give shard {number} {n_sequences} sequences, but a shard has 1 to "
+                f"{self.description.n_sequences_a_shard}: a manifest was changed. Make the cache anew."
+            )
         starts = range(0, n_sequences, step)
         self._blocks += [(number, slice(start, min(start + step, n_sequences))) for start in starts]
         self._n_shards_in_blocks += 1
         return True
 
-    def _wait_for(self, number: int, is_stopped: Callable[[], bool]) -> None:
+    def _wait_for(self, number: int) -> None:
         """Return when the shard is finished or known not to come."""
         n_finished, changed = -1, time.monotonic()
         while True:
@@ -126,10 +148,10 @@ class CacheReader:
             if len(self._shards) != n_finished:
                 n_finished, changed = len(self._shards), time.monotonic()
             waited = time.monotonic() - changed
-            if is_stopped() or waited > self.patience_seconds:
+            if waited > self.patience_seconds:
                 raise DataError(
                     f"Shard {number} of the cache {self.folder} did not come: {n_finished} of {self._n_shards} are "
                     f"finished, and no writer has finished one for {waited:.0f} s. See that the writers run; those "
                     "that were stopped go on when they are called again."
                 )
-            time.sleep(_POLL_SECONDS)
+            self._care.wait(_POLL_SECONDS)

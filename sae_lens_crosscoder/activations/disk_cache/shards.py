@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_lens_crosscoder.errors import DataError
+from sae_lens_crosscoder.errors import DamagedError, DataError, first_line
+from sae_lens_crosscoder.fields import checked_fields
 from sae_lens_crosscoder.files import file_written_aside, write_json
 from sae_lens_crosscoder.manifest import checksum
 
@@ -43,10 +44,18 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read a manifest."""
-        values = json.loads(path.read_text())
-        values["shards"] = [ShardEntry(**entry) for entry in values["shards"]]
-        return cls(**values)
+        """Read a manifest.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        try:
+            values = json.loads(path.read_text())
+            shards = [checked_fields(ShardEntry, entry, "An entry of shards", DataError) for entry in values["shards"]]
+            values["shards"] = [ShardEntry(**entry) for entry in shards]
+            return cls(**checked_fields(cls, values, "A manifest of shards", DataError))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {first_line(error)}. Delete it and run the writer again.") from error
 
     def save(self, path: Path) -> None:
         """Write the manifest aside, then into its place."""
@@ -72,10 +81,7 @@ def finished(folder: Path, fingerprint: str) -> Manifest:
     shards: dict[int, ShardEntry] = {}
     ends: list[int] = []
     for path in sorted(folder.glob("manifest-*.json")):
-        try:
-            manifest = Manifest.load(path)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged: {error!r}. Delete it and run the writer again.") from error
+        manifest = Manifest.load(path)
         if manifest.fingerprint != fingerprint:
             raise DataError(
                 f"{path} belongs to a cache that was described otherwise than the one it lies in. Delete the folder "
@@ -109,7 +115,7 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
     """Read a shard and compare it with its checksum.
 
     Raises:
-        DataError: It is not what was written.
+        DamagedError: It is not what was written.
     """
     path = shard_path(folder, entry.number)
     if not path.is_file():
@@ -120,9 +126,9 @@ def check_shard(folder: Path, entry: ShardEntry) -> None:
         fault = "was changed: its checksum is not the one it was written with"
     else:
         return
-    raise DataError(
+    raise DamagedError(
         f"The cache's shard {path} {fault}. Delete what is left of it and run the `cache` command again as before: it "
-        "makes the shards that are missing."
+        "makes the shards that are missing. --skip-bad-shards leaves it out."
     )
 
 
@@ -141,9 +147,18 @@ class CacheBlock:
 
 
 def read_block(folder: Path, number: int, sequences: slice) -> CacheBlock:
-    """Read sequences of a shard. Only the pages that are used are read from the disk."""
+    """Read sequences of a shard. Only the pages that are used are read from the disk.
+
+    Raises:
+        DataError: The shard holds fewer sequences than its manifest says.
+    """
     with safe_open(shard_path(folder, number), framework="pt") as file:
         n_rows = file.get_tensor("n_rows").long()
+        if sequences.stop > len(n_rows):
+            raise DataError(
+                f"{shard_path(folder, number)} has {len(n_rows)} sequences, its manifest says {sequences.stop} or "
+                "more: the manifest was changed. Make the cache anew."
+            )
         ends = n_rows.cumsum(0)
         first = int(ends[sequences.start] - n_rows[sequences.start])
         return CacheBlock(

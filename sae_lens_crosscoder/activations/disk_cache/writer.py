@@ -12,7 +12,6 @@ import torch
 from datasets import IterableDataset
 from sae_lens import logger
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_crosscoder._saelens import str_to_dtype
 from sae_lens_crosscoder.activations.disk_cache.description import CacheDescription, n_bytes_a_sequence
@@ -26,6 +25,7 @@ from sae_lens_crosscoder.activations.disk_cache.shards import (
 from sae_lens_crosscoder.activations.store import PairedActivationsStore
 from sae_lens_crosscoder.errors import ConfigError, SaveError
 from sae_lens_crosscoder.files import remove_leftovers
+from sae_lens_crosscoder.progress import token_bar
 from sae_lens_crosscoder.resources import free_disk
 
 CACHE_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -110,8 +110,8 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
         manifest.shards.append(write_shard(place, number, tensors))
         manifest.save(manifest_file)
 
-    n_read = 0
-    with ThreadPoolExecutor(1) as pool, tqdm(total=description.n_sequences, desc="Caching", unit="seq") as bar:
+    n_read, context_size = 0, store.cfg.sequence_format.context_size
+    with ThreadPoolExecutor(1) as pool, token_bar("Caching", description.n_sequences * context_size) as bar:
         # A shard is written while the next one is harvested, so at most two are in memory.
         writing: Future[None] | None = None
         for number, passes in enumerate(_shards(store, description)):
@@ -121,7 +121,7 @@ def write_cache(store: PairedActivationsStore, folder: str | Path, request: Cach
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(finish, number, tensors)
-            bar.update(n_read - bar.n)
+            bar.update(n_read * context_size - bar.n)
         if writing is not None:
             writing.result()
     if n_read < description.n_sequences:

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from sae_lens_crosscoder.diffing.classes import class_names
 from sae_lens_crosscoder.diffing.diff_report.column import INDEX, Column
-from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError, ShapeError
+from sae_lens_crosscoder.errors import (
+    ConfigError,
+    CrosscoderError,
+    DataError,
+    NotFoundError,
+    ShapeError,
+    first_line,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,9 +131,9 @@ class LatentTable:
             raise NotFoundError(f"There is no table of latents at {file}; DiffReport.save writes one.")
         try:
             data = pq.read_table(file)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
-                f"{file} cannot be read as parquet ({error}); write it again with DiffReport.save."
+                f"{file} cannot be read as parquet ({first_line(error)}); write it again with DiffReport.save."
             ) from error
         metadata: dict[bytes, bytes] = data.schema.metadata or {}
         if _KEY not in metadata:
@@ -134,12 +141,17 @@ class LatentTable:
                 f"{file} is a parquet file without this package's labels, thresholds and column descriptions, so that "
                 "its classes could not be read as they were meant; take a file written by DiffReport.save."
             )
-        about = json.loads(metadata[_KEY])
-        columns = [
-            Column(name=name, values=_from_array(data.column(name)), **description)
-            for name, description in about["columns"].items()
-        ]
-        return cls(columns, about["labels"], about["thresholds"])
+        try:
+            about = json.loads(metadata[_KEY])
+            columns = [
+                Column(name=name, values=_from_array(data.column(name)), **description)
+                for name, description in about["columns"].items()
+            ]
+            return cls(columns, about["labels"], about["thresholds"])
+        except CrosscoderError:
+            raise
+        except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{file} is damaged ({first_line(error)}); write it again with DiffReport.save.") from error
 
 
 def _to_array(column: Column, nan_is_null: bool) -> Any:

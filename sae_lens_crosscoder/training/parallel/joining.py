@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sae_lens_crosscoder.errors import ConfigError
-from sae_lens_crosscoder.ranks import Ranks
+from sae_lens_crosscoder.ranks import Ranks, with_others
 
 
 def join(device: str, timeout_seconds: int) -> Ranks:
@@ -21,12 +21,14 @@ def join(device: str, timeout_seconds: int) -> Ranks:
 
     Raises:
         ConfigError: More processes on this machine than it has GPUs.
+        LostProcessError: Another process did not come in time.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         on_cuda = device.startswith("cuda")
         if on_cuda:
             torch.cuda.set_device(own_device(device))
-        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        with with_others():
+            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
     return Ranks()
 
 

@@ -6,9 +6,9 @@ A pair is a token and a latent that is active on it. `pairs.py` holds them, `pro
 makes the losses of a step and says when a step has to hold all codes.
 
 On CUDA `chunk_encoder.py` and `chunk_selection.py` find the same pairs in shapes that do not depend on the data, so
-that the host reads nothing back from the device in a step. Two kinds of crosscoder do read: L1 ones, whose number of
-active pairs is not known beforehand, and those with designated shared latents. Speed on CUDA is not measured yet.
+that the host reads nothing back from the device in a step. Some crosscoders do read: L1 and JumpReLU ones, whose number
+of active pairs is not known beforehand, and those with designated shared latents. Speed on CUDA is not measured yet.
 
-Gated and JumpReLU crosscoders always take the dense step: a gate's penalty and JumpReLU's penalty on pre-activations
-reach pairs that are not active, and thresholds learn from all pairs in a window about them.
+Gated crosscoders always take the dense step: gates and magnitudes are two scores of one product, and open gates are
+decoded a second time.
 """

@@ -116,8 +116,11 @@ class PairEncoder:
         least = least.clamp(min=torch.finfo(self._dtype).tiny).to(self._dtype)
         # Positive numbers are in the order of their bits, which compare faster.
         bits = torch.int16 if self._dtype == torch.bfloat16 else torch.int32
-        found = true_positions(bounds.view(bits) >= least.view(bits))
         n_latents = bounds.shape[1]
+        # A comparison into the numbers' own dtype is several times as fast as one into booleans.
+        reached, mask = (memory[: bounds.numel()].view_as(bounds) for memory in self._masks)
+        torch.ge(bounds.view(bits), least.view(bits), out=reached.view(bits))
+        found = true_positions(mask.copy_(reached.view(bits)))
         row = found // n_latents
         flat = found + (row * (self.d_sae - n_latents) + rows.start * self.d_sae + latents.start)
         return flat, bounds.reshape(-1)[found]
@@ -177,6 +180,10 @@ class PairEncoder:
     def _buffer(self) -> Float[Tensor, " n"]:
         return self.x.new_empty(min(_ROWS, self.n_rows) * self.d_sae, dtype=self._dtype)
 
+    @cached_property
+    def _masks(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        return torch.empty_like(self._buffer), torch.empty_like(self._buffer, dtype=torch.bool)
+
 
 def _norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Norms that are not below the rows' own, also where a square is too small for float32."""
@@ -195,6 +202,7 @@ def true_positions(mask: Bool[Tensor, "n_rows n_latents"]) -> Int[Tensor, " n_tr
     if len(flat) % 8:
         return flat.nonzero().view(-1)
     # Eight entries at a time are read as one number, which is 0 if none is true.
-    words = flat.view(torch.int64).nonzero().view(-1)
-    within = flat.view(-1, 8)[words].view(-1).nonzero().view(-1)
+    numbers = flat.view(torch.int64)
+    words = numbers.nonzero().view(-1)
+    within = numbers[words].view(torch.bool).nonzero().view(-1)
     return words[within >> 3] * 8 + (within & 7)

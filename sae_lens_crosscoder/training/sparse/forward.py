@@ -43,15 +43,19 @@ class SparseCodes:
         """The codes of pairs that were found in the encoder's inputs x."""
         pairs = ActivePairs(found.flat, len(x), len(sae.W_dec))
         # A code is positive, or 0 where fewer are positive than stay: ReLU keeps the gradient from these.
-        return cls(pairs, torch.relu(encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc)))
+        hidden_pre = encode_pairs(pairs, found.acts, x, sae.W_enc, sae.b_enc, sae.gradient_memory)
+        return cls(pairs, torch.relu(hidden_pre))
 
 
 def encoder_of(
     sae: TrainingCrosscoder[T_TRAINING_CROSSCODER_CONFIG],
     x: Float[Tensor, "batch d_in"],
     norms: Float[Tensor, " d_sae"],
+    b_enc: Float[Tensor, " d_sae"] | None = None,
 ) -> AnyEncoder:
     """What scores a batch on its device, by decoder norms c, in the precision that is asked for.
+
+    Other encoder biases than the crosscoder's score by how far pre-activations are above another number than 0.
 
     Under autocast in bfloat16 the encoder's product is one of rounded inputs, as with `encoder_precision="bfloat16"`.
     Decoding and the gradients on pairs stay in the weights' dtype: they are bound by memory, and autocast would round
@@ -59,7 +63,8 @@ def encoder_of(
     """
     is_rounded = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
     kind = ChunkEncoder if x.device.type in CHUNKED_DEVICES else PairEncoder
-    return kind(x, sae.W_enc, sae.b_enc, norms, "bfloat16" if is_rounded else sae.cfg.encoder_precision)
+    bias = sae.b_enc if b_enc is None else b_enc
+    return kind(x, sae.W_enc, bias, norms, "bfloat16" if is_rounded else sae.cfg.encoder_precision)
 
 
 def dense_reason(sae: TrainingSAE[Any], sae_in: Tensor, active_share: float = 0.0) -> str | None:
@@ -100,7 +105,7 @@ def reconstructions(
         block = blocks_of(pairs.latents, widths)
         flat, order = (pairs.flat + block * (n_tokens * pairs.n_latents)).sort()
         pairs, acts = ActivePairs(flat, n_tokens * len(widths), pairs.n_latents), acts[order]
-    parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec)).split(n_tokens)
+    parts = sae.division.sum_of_latents(decode_pairs(pairs, acts, sae.W_dec, sae.gradient_memory)).split(n_tokens)
     return itertools.accumulate(parts, initial=sae.b_dec)
 
 

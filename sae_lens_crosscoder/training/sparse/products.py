@@ -22,7 +22,9 @@ from sae_lens_crosscoder.training.sparse.pairs import ActivePairs, LatentOrder
 class Kernels(Protocol):
     """What a module of products of a device holds."""
 
-    def weighted_sums(self, vectors: Tensor, members: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    def weighted_sums(
+        self, vectors: Tensor, members: Tensor, starts: Tensor, values: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """Of every group of consecutive pairs the sum of value times vector."""
         ...
 
@@ -39,11 +41,21 @@ def sums_by_row(
 
 
 def sums_by_latent(
-    pairs: ActivePairs, values: Float[Tensor, " n_pairs"], vectors: Float[Tensor, "n_rows d"]
+    pairs: ActivePairs,
+    values: Float[Tensor, " n_pairs"],
+    vectors: Float[Tensor, "n_rows d"],
+    out: Float[Tensor, "n_latents d"] | None = None,
 ) -> Float[Tensor, "n_latents d"]:
-    """Of every latent j the sum over its pairs of value_ij vector_i: a gradient of encoder or decoder weights."""
-    ordered = pairs.by_latent
-    return kernels_of(vectors.device.type).weighted_sums(vectors, ordered.rows, ordered.starts, values[ordered.order])
+    """Of every latent j the sum over its pairs of value_ij vector_i: a gradient of encoder or decoder weights.
+
+    Args:
+        pairs: Rows and latents.
+        values: By what each pair multiplies its vector.
+        vectors: Inputs of the encoder, or gradients of the decoder's output.
+        out: Memory to write to, if there is some.
+    """
+    ordered, values = pairs.by_latent, values[pairs.by_latent.order]
+    return kernels_of(vectors.device.type).weighted_sums(vectors, ordered.rows, ordered.starts, values, out)
 
 
 def dot_products(

@@ -28,6 +28,7 @@ def weighted_sums(
     members: Int[Tensor, " n_pairs"],
     starts: Int[Tensor, " n_groups"],
     values: Float[Tensor, " n_pairs"],
+    out: Float[Tensor, "n_groups d"] | None = None,
 ) -> Float[Tensor, "n_groups d"]:
     """Of every group of consecutive pairs the sum of value times vector; 0 for a group without pairs.
 
@@ -39,10 +40,11 @@ def weighted_sums(
         members: Which vector each pair takes.
         starts: Position of the first pair of every group.
         values: By what each pair multiplies its vector.
+        out: Memory to write to, if there is some.
     """
     vectors, values = vectors.contiguous(), values.contiguous()
     n_groups, d = len(starts), vectors.shape[1]
-    sums = vectors.new_empty(n_groups, d)
+    sums = vectors.new_empty(n_groups, d) if out is None else out
     columns = min(_COLUMNS, triton.next_power_of_2(d))
     with torch.cuda.device_of(vectors):
         _weighted_sums[(n_groups, triton.cdiv(d, columns))](

@@ -192,3 +192,25 @@ def test_models_with_other_weights_than_the_caches_are_refused(tmp_path: Path):
     model.source_models[1].W_E.data += 0.1 * torch.randn_like(model.source_models[1].W_E)  # type: ignore[union-attr, operator, arg-type]
     with pytest.raises(ConfigError, match=r"holds other activations than source 'chat' gives now"):
         next(paired_store(model, cached_activations_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_was_fine_tuned_by_a_hundredth_of_its_norm_is_refused(tmp_path: Path, dtype: str):
+    cache_of(tmp_path, paired_store(), dtype=dtype)
+    model = tiny_pair()
+    tokens = torch.arange(CONTEXT)[None]
+    before = model.source_activations(tokens)[1]
+    weights = model.source_models[1].W_E  # pyright: ignore[reportAttributeAccessIssue]
+    weights.data *= 1 + 0.013 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+    change = (model.source_activations(tokens)[1] - before).norm() / before.norm()
+    assert change.item() == pytest.approx(0.01, abs=0.002)
+    with pytest.raises(ConfigError, match=r"holds other activations than source 'chat' gives now"):
+        next(paired_store(model, cached_activations_path=str(tmp_path)))
+
+
+def test_models_in_bfloat16_may_differ_by_as_much_as_their_kernels_do(tmp_path: Path):
+    model = tiny_pair()
+    cache_of(tmp_path, paired_store(model))
+    for rounded in model.source_models:
+        rounded.to(torch.bfloat16)
+    served(paired_store(model, cached_activations_path=str(tmp_path)), 1)

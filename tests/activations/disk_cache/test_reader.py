@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from helpers import cache_of, paired_store, token_dataset
 
 from sae_lens_crosscoder.activations import CacheReader
 from sae_lens_crosscoder.activations.disk_cache.shards import CacheBlock
-from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
+from sae_lens_crosscoder.activations.stream_care import Patience, StreamCare
+from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError, WaitStopped
 
 N_SEQUENCES, N_SHARDS = 42, 6
 
@@ -160,5 +162,30 @@ def test_the_position_in_another_cache_or_in_other_blocks_is_refused(folder: Pat
 
 def test_a_wait_for_a_shard_ends_when_it_is_asked_to(tmp_path: Path):
     cache_of(tmp_path, paired_store(), rank=1, world_size=2)
-    with pytest.raises(DataError, match=r"Shard 0 of the cache .* did not come: 2 of 5 are finished"):
-        CacheReader(tmp_path, 4, patience_seconds=600).next_block(is_stopped=lambda: True)
+    asked: list[float] = []
+
+    def is_asked() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) == 3
+
+    begun = time.monotonic()
+    with pytest.raises(WaitStopped, match="asked to stop while it waited for data"):
+        CacheReader(tmp_path, 4, patience_seconds=600, care=StreamCare(stops=[is_asked])).next_block()
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])
+def test_a_damaged_shard_is_left_out_when_that_is_asked_for_and_named_once(
+    folder: Path, how: str, caplog: pytest.LogCaptureFixture
+):
+    whole = first_tokens(CacheReader(folder, 4))
+    damage(folder / "shard-000001.safetensors", how)
+    care = StreamCare(Patience(skip_bad_shards=True))
+    reader = CacheReader(folder, 4, care=care)
+    kept = first_tokens(reader)
+    assert kept == [tokens for number, tokens in enumerate(whole) if number not in (2, 3)]  # blocks of shard 1
+    for epoch in (1, 2):
+        reader.begin_epoch(epoch)
+        assert sorted(first_tokens(reader)) == sorted(kept)
+    assert care.skipped == [f"shard 1 of the cache {folder}"]
+    assert caplog.text.count("Left out because of skip_bad_shards: shard 1 of the cache") == 1

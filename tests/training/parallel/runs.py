@@ -56,8 +56,11 @@ def run(case: dict[str, Any], folder: Path) -> None:
         if self.n_training_steps + 1 == case.get("stops_after") and self.division.ranks.rank == Ranks().n - 1:
             self.stop_requested = True
         is_first_try = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if self.n_training_steps == case.get("killed_at") and is_first_try and self.division.ranks.rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if is_first_try and self.division.ranks.rank == 1:
+            if self.n_training_steps == case.get("killed_at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.n_training_steps == case.get("hangs_at"):
+                os.kill(os.getpid(), signal.SIGSTOP)
         return step(self, batch)
 
     CrosscoderTrainer.step = stopping

@@ -15,9 +15,7 @@ from sae_lens_crosscoder.training.parallel.division import Division
 N_STEPS, N_MANY_STEPS = 6, 50
 DESIGNATED = {"n_shared_latents": 7, "n_exclusive_latents": [4, 2]}
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"architecture": name, "n_steps": N_STEPS} for name in ARCHITECTURES},
-    "standard": {"architecture": "standard", "n_steps": N_MANY_STEPS},
-    "batchtopk": {"architecture": "batchtopk", "n_steps": N_MANY_STEPS},
+    **{name: {"architecture": name, "n_steps": N_MANY_STEPS} for name in ARCHITECTURES},
     "designated": {"architecture": "standard", "n_steps": N_STEPS, "fields": DESIGNATED},
     "k_shared": {
         "architecture": "batchtopk",

@@ -138,6 +138,21 @@ def test_a_lost_process_ends_the_run_with_an_error_and_it_is_resumed(alone: Path
     assert_same_output(alone / "standard", tmp_path / "run")
 
 
+def test_a_process_that_hangs_ends_the_run_in_time_with_an_error_and_it_is_resumed(alone: Path, tmp_path: Path) -> None:
+    fields = {"dictionary_layout": "sharded", "n_checkpoints": 3, "process_timeout_seconds": 10}
+    case = {"architecture": "standard", "fields": fields}
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps({"run": {**case, "hangs_at": 9}}))
+    ended = torchrun(2, Path(runs.__file__), file, tmp_path)
+    assert ended.returncode != 0
+    (said,) = (line for line in ended.stderr.splitlines() if "LostProcessError: " in line)
+    assert "waited in vain for another one" in said
+    assert "Timed out waiting 10000ms" in said
+    case["fields"] = {**fields, "resume_from_checkpoint": "auto", "process_timeout_seconds": 1800}
+    several(1, {"run": case}, tmp_path)
+    assert_same_output(alone / "standard", tmp_path / "run")
+
+
 def test_torchrun_starts_a_lost_run_anew_and_it_goes_on_from_its_checkpoint(alone: Path, tmp_path: Path) -> None:
     fields = {"dictionary_layout": "replicated", "n_checkpoints": 3, "resume_from_checkpoint": "auto"}
     file = tmp_path / "cases.json"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import N_LATENTS, N_TOKENS, activations, every_layout, gradients, make, step
+from sae_lens import TrainingSAE
 
 from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder._saelens import TrainStepOutput
@@ -14,7 +15,8 @@ from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.sparse import forward
 
 SELECTING = ("topk", "batchtopk", "matryoshka")
-SPARSE = (*SELECTING, "standard")
+JUMPING = ("jumprelu-tanh", "jumprelu-step")
+SPARSE = (*SELECTING, "standard", *JUMPING)
 every_sparse = pytest.mark.parametrize("name", SPARSE)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -225,3 +227,40 @@ def test_a_batch_of_which_much_is_active_takes_the_dense_step_of_the_relu_crossc
     for limit, is_sparse in ((share, True), (share - 1e-6, False), (share / 4, False)):
         monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
         assert step(sae, x).feature_acts.is_sparse == is_sparse
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_on_the_borders_of_the_window_thresholds_learn_as_in_the_dense_step(
+    sparse: pytest.MonkeyPatch, name: str
+) -> None:
+    sae, x = make(name, [8, 8], jumprelu_bandwidth=2.0, pre_act_loss_coefficient=0.01), activations([8, 8]).round()
+    with torch.no_grad():
+        sae.W_enc.copy_((4 * sae.W_enc).round().clamp(-1, 1))
+        sae.b_enc.zero_()
+        sae.log_threshold.zero_()  # the threshold is 1, and its window is open at 0 and 2
+    hidden_pre = sae.pre_activations(x)
+    for border in (0, 1, 2):
+        assert (hidden_pre == border).sum() > 20
+    here, there = both_steps(sparse, sae, x, dead_latents(0))
+    assert_equal_steps(here, there)
+    assert (here[0].feature_acts.to_dense() > 0).equal(hidden_pre > 1)
+    assert here[0].feature_acts._nnz() == (hidden_pre > 0).sum()
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_jumprelu_takes_the_sparse_step_once_few_pairs_reach_the_window(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sae, x = make(name, [8, 8], jumprelu_bandwidth=0.5), activations([8, 8])
+    share = (sae.pre_activations(x) > sae.log_threshold.exp() - 0.25).double().mean().item()
+    for limit, is_sparse in ((share, True), (share - 1e-6, False)):
+        monkeypatch.setattr(forward, "MAX_ACTIVE_SHARE", limit)
+        assert step(sae, x).feature_acts.is_sparse == is_sparse
+
+
+@every_sparse
+def test_a_bias_that_is_not_subtracted_gets_no_gradient_from_the_encoder(name: str) -> None:
+    sae, x = make(name, [8, 8]), activations([8, 8])
+    assert sae.process_sae_in(x) is x
+    sae.cfg.apply_b_dec_to_input = True
+    torch.testing.assert_close(sae.process_sae_in(x), TrainingSAE.process_sae_in(sae, x), rtol=0, atol=0)

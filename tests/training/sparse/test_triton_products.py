@@ -14,6 +14,7 @@ import torch
 
 from sae_lens_crosscoder.training.sparse import products
 from sae_lens_crosscoder.training.sparse.autograd import decode_pairs, encode_pairs
+from sae_lens_crosscoder.training.sparse.gradient_memory import GradientMemory
 from sae_lens_crosscoder.training.sparse.pairs import ActivePairs
 
 NAMES = ("_weighted_sums", "_dots")
@@ -88,7 +89,8 @@ def test_gradients_of_encoder_and_decoder_are_those_of_finite_differences(kernel
     def reconstruction(*weights: torch.Tensor) -> torch.Tensor:
         x, W_enc, b_enc, W_dec = weights
         values = (x @ W_enc + b_enc)[pairs.rows, pairs.latents].detach()
-        return decode_pairs(pairs, encode_pairs(pairs, values, x, W_enc, b_enc), W_dec)
+        memory = GradientMemory()
+        return decode_pairs(pairs, encode_pairs(pairs, values, x, W_enc, b_enc, memory), W_dec, memory)
 
     assert torch.autograd.gradcheck(reconstruction, (x, W_enc, b_enc, W_dec))
 

@@ -171,7 +171,9 @@ def test_every_data_set_of_a_mixture_holds_out_its_own_sequences():
 def test_the_end_of_the_data_is_said_and_tokens_are_seen_again():
     model = tiny_pair()
     store = paired_store(model, token_dataset(8), mix_fraction=0.0, buffer_tokens=32)
-    with pytest.warns(UserWarning, match=r"ended after 8 sequences \(128 tokens\); epoch 2 begins, and tokens are seen again"):
+    with pytest.warns(
+        UserWarning, match=r"ended after 8 sequences \(128 tokens\); epoch 2 begins, and tokens are seen again"
+    ):
         batches = served(store, 6)
     rows = joint_rows(model, all_tokens(8))
     torch.testing.assert_close(batches, torch.cat([rows, rows])[: 6 * 32])

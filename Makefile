@@ -22,8 +22,9 @@ STAMP_DASHBOARD := $(VENV_DASHBOARD)/.installed
 MUTATE ?= $(addprefix diffing/,geometry.py classes.py latent_scaling.py scaling_result.py latent_statistics.py \
 	top_contexts.py rotation.py) $(addprefix training/,sparse/ties.py sparse/chunk_selection.py sparse/selection.py \
 	parallel/kth_largest.py crosscoder.py batchtopk_crosscoder.py) activations/scaler.py hub/weights.py
-MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py training/sparse/test_*selection.py \
-	training/parallel/test_kth_largest.py training/test_*crosscoder.py training/test_contract.py \
+MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py diffing/test_devices.py \
+	training/test_*crosscoder.py training/test_contract.py training/test_latent_layout.py training/test_unfolding.py \
+	training/sparse/test_*selection.py training/sparse/test_forward.py training/parallel/test_kth_largest.py \
 	activations/test_scaler.py hub/test_formats.py hub/formats))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

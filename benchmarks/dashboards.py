@@ -12,7 +12,9 @@ Needs sae-dashboard (the extra `dashboard`).
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -146,8 +148,9 @@ def void(_: Any) -> None:
 def measure(name: str, n_sequences: int) -> None:
     """Print the seconds and the peak of one run as JSON. Run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        RUNS["sae-dashboard, one model"](2, Path(folder) / "warm")
+        RUNS["sae-dashboard, one model"](2, Path(folder) / "warm")()
         run = RUNS[name](n_sequences, Path(folder) / "measured")
+        gc.collect()
         taken: list[float] = []
         peak = peak_above(status_mb("VmRSS"), lambda: taken.append(seconds(run)))
     print(json.dumps({"seconds": taken[0], "peak_mb": peak}))
@@ -155,7 +158,8 @@ def measure(name: str, n_sequences: int) -> None:
 
 def in_own_process(name: str, n_sequences: int) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", __file__, "--measure", name, "--n-sequences", str(n_sequences)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}  # freed memory goes back to the system at once
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(output.splitlines()[-1])
 
 

@@ -102,7 +102,7 @@ def step_time() -> None:
     bars.invert_yaxis()
     bars.set(
         xlim=(0, 1.35 * max(row["seconds_median"] for row in rows)),
-        xlabel=f"seconds a step on {results['machine']['n_threads']} threads, and times as fast as {names[0]}",
+        xlabel=f"seconds a step ({results['machine']['n_threads']} threads), times as fast as {names[0]}",
         title=shape,
     )
     for name, points in growth.items():
@@ -112,7 +112,8 @@ def step_time() -> None:
     ticks = sorted({n for points in growth.values() for n, _ in points})
     lines.set_xticks(ticks, [f"{n:,}" for n in ticks])
     lines.minorticks_off()
-    lines.legend(frameon=False)
+    lines.set_ylim(top=5 * lines.get_ylim()[1])  # room for the legend
+    lines.legend(frameon=False, loc="upper left")
     for axes in (bars, lines):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

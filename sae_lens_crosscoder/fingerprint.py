@@ -15,5 +15,5 @@ def fingerprint(described: Mapping[str, Any], tensors: Iterable[Tensor] = ()) ->
     """Sixteen hexadecimal digits of the SHA-256 of the description, as JSON, and of the tensors' bytes."""
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -136,13 +136,13 @@ def classify_latents(
     own = [name for name in names if name not in _RESERVED]
     shares = shares.detach().to("cpu")
     # In the precision of the shares: 0.9 as a float32 is larger than Python's 0.9 and would count as above it.
-    exclusive_above, shared_low, shared_high = torch.tensor(
-        [thresholds.exclusive_above, thresholds.shared_low, thresholds.shared_high], dtype=shares.dtype
+    exclusive_above, shared_low, shared_high = shares.new_tensor(
+        [thresholds.exclusive_above, thresholds.shared_low, thresholds.shared_high]
     )
     is_exclusive = shares > exclusive_above
     is_shared = ((shares > shared_low) & (shares < shared_high)).all(dim=-1)
-    is_dead = torch.zeros(len(shares), dtype=torch.bool) if dead is None else dead.to("cpu")
-    code = torch.full((len(shares),), len(own) + _RESERVED.index(OTHER))
+    is_dead = shares.new_zeros(len(shares), dtype=torch.bool) if dead is None else dead.to("cpu")
+    code = shares.new_full((len(shares),), len(own) + _RESERVED.index(OTHER), dtype=torch.long)
     code[is_shared] = len(own) + _RESERVED.index(SHARED)
     rows, columns = is_exclusive.nonzero(as_tuple=True)
     code[rows] = columns

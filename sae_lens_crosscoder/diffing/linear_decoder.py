@@ -112,8 +112,8 @@ def _is_plain(sae: SparseAutoencoder) -> bool:
     Rows that differ are told apart by any of the random outputs but those orthogonal to the difference.
     """
     weights = sae.W_dec.detach()
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(_N_PROBES, weights.shape[1], generator=generator).to(weights)
+    generator = torch.Generator("cpu").manual_seed(0)
+    probes = torch.randn(_N_PROBES, weights.shape[1], generator=generator, device="cpu").to(weights)
     return torch.equal(_pulled_back(sae, probes), probes @ weights.T)
 
 

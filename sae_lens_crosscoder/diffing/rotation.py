@@ -152,6 +152,5 @@ def _unit_rows(W_dec: Tensor, widths: Sequence[int] | None, scales: Sequence[flo
     norms = decoder_norms(W_dec, widths, scales)
     rows = W_dec.detach().to(norms.dtype)
     if scales is not None:
-        columns = torch.tensor(list(scales), dtype=rows.dtype).repeat_interleave(torch.tensor(widths))
-        rows = rows * columns.to(rows.device)
+        rows = rows * rows.new_tensor(list(scales)).repeat_interleave(torch.tensor(widths, device=rows.device))
     return rows / norms.norm(dim=-1, keepdim=True)

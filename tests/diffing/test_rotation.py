@@ -42,6 +42,19 @@ def test_scales_bring_both_rows_into_the_units_that_they_were_trained_in():
     assert rotation(before, before, [1, 1], [1.0, 0.1], [0.1, 1.0]).item() == pytest.approx(0.2 / 1.01)
 
 
+def test_a_rotation_never_leaves_its_range():
+    rows = torch.randn(2000, 5, generator=torch.Generator().manual_seed(1))
+    assert rotation(rows, 3 * rows).max() <= 1.0
+    assert rotation(rows, -3 * rows).min() >= -1.0
+
+
+def test_half_precision_decoders_are_compared_in_float32():
+    before, after = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0)).bfloat16().unbind()
+    cosines = rotation(before, after, [2, 4], [0.3, 0.7])
+    assert cosines.dtype == torch.float32
+    assert torch.equal(cosines, rotation(before.float(), after.float(), [2, 4], [0.3, 0.7]))
+
+
 @given(st.integers(0, 10_000))
 def test_lengths_and_one_factor_for_all_sources_drop_out(seed: int):
     generator = torch.Generator().manual_seed(seed)
@@ -103,11 +116,18 @@ def test_the_first_rank_turned_furthest_and_the_joint_rank_asks_for_both():
     assert ranks(torch.tensor([3.0, torch.nan, 1.0, 1.0])).tolist() == [3, 4, 1, 2]
 
 
+def test_the_worse_rank_counts_before_the_sum_of_both():
+    # Ranks (1, 4), (3, 3), (2, 1), (4, 2): the worse are 4, 3, 2, 4, and of the two 4 the sum 5 is before 6.
+    rotations = StageRotations(torch.tensor([0.1, 0.3, 0.2, 0.4]), torch.tensor([0.4, 0.3, 0.1, 0.2]))
+    assert rotations.joint_ranks.tolist() == [3, 2, 1, 4]
+
+
 def test_axes_that_do_not_fit_and_percentiles_that_cannot_be_are_refused(unchecked_types: None):
     with pytest.raises(ShapeError, match="4 and 5 latents"):
         StageRotations(torch.ones(4), torch.ones(5))
-    with pytest.raises(ConfigError, match="percentile=100"):
-        StageRotations(torch.ones(4), torch.ones(4), percentile=100)
+    for percentile in (0, 100):
+        with pytest.raises(ConfigError, match=f"percentile={percentile} must lie"):
+            StageRotations(torch.ones(4), torch.ones(4), percentile=percentile)
     with pytest.raises(ConfigError, match="No latent has a cosine in data_change"):
         StageRotations(torch.ones(4), torch.full((4,), torch.nan))
 

@@ -68,6 +68,14 @@ def test_the_strongest_place_of_every_sequence_by_hand():
         assert places(top.compute(), 1) == [(2.0, 7, 2)]
 
 
+def test_weak_places_are_kept_while_there_is_room():
+    codes, numbers = torch.tensor([[0.25], [0.5], [0.125]]), torch.arange(3)
+    for batch_size in (1, 3):
+        top = TopContexts(k=4)
+        run_pass(identity_sae(1), stream(codes, numbers, numbers, [0, 1, 2], batch_size), [top], make_sources(2, 1))
+        assert places(top.compute(), 0) == [(0.5, 1, 1), (0.25, 0, 0), (0.125, 2, 2)]
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.integers(1, 12), st.integers(1, 40))
 def test_the_places_are_those_of_sorting_everything_whatever_the_order_and_the_batches(

@@ -74,7 +74,7 @@ def test_problems_are_listed_and_end_in_an_error(tmp_path: Path, capsys: pytest.
     assert cli.main(["neuronpedia-validate", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert "exports/tiny-base/1-crosscoder-res/model.jsonl: the file is missing" in printed.out
-    assert "2 problems" in printed.err
+    assert "out: 2." in printed.err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def documents(kind: str, folder: Path, rows: Dataset) -> Any:
 
         return IterableDataset.from_generator(rows_one_by_one)
     n_files = {"one file": 1, "three files": 3, "four files": 4}[kind]
-    files = [str(folder / f"{rows._fingerprint}-{n_files}-{i}.parquet") for i in range(n_files)]
+    name = uuid4().hex
+    files = [str(folder / f"{name}-{i}.parquet") for i in range(n_files)]
     for i, file in enumerate(files):
         rows.shard(n_files, i).to_parquet(file)
     return load_documents(DatasetConfig(path="parquet", data_files=files))
@@ -137,7 +139,7 @@ def test_where_one_part_of_a_batch_fails_the_others_are_not_lost(
             found.append(next(broken))
         except MemoryError:
             for store in stores:
-                store._dataloader = None  # as a new process has it
+                vars(store)["_dataloader"] = None  # as a new process has it
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 

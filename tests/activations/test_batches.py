@@ -89,12 +89,12 @@ def test_while_paused_the_thread_does_nothing():
     store = paired_store(n_ahead_prompts=200)
     add_pass, n_passes = store.add_pass, [0]
 
-    def slow(is_stopped: Callable[[], bool]) -> None:
+    def slow() -> None:
         n_passes[0] += 1
         time.sleep(0.02)
-        add_pass(is_stopped)
+        add_pass()
 
-    store.add_pass = slow  # type: ignore[method-assign, assignment]
+    store.add_pass = slow  # type: ignore[method-assign]
     batches = TrainingBatches(store, in_background=True)
     try:
         wait_until(lambda: n_passes[0] > 0)
@@ -150,7 +150,7 @@ def test_a_fault_in_the_thread_comes_where_it_would_come_without_one_and_with_it
 def test_whoever_waits_for_a_batch_can_be_interrupted(monkeypatch: pytest.MonkeyPatch):
     store = paired_store()
     holds = threading.Event()
-    monkeypatch.setattr(store, "add_pass", lambda is_stopped: holds.wait(20))
+    monkeypatch.setattr(store, "add_pass", lambda: holds.wait(20))
     batches = TrainingBatches(store, in_background=True)
     timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sae_lens_crosscoder.errors import LostProcessError, first_line
+from sae_lens_crosscoder.errors import CrosscoderError, LostProcessError, first_line
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -87,6 +89,19 @@ class Ranks:
         with with_others():
             dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def done_by_first(self, act: Callable[[], T]) -> T:
+        """What a function gives that only the first rank calls; an error of ours that it raises is raised by all."""
+        outcome: tuple[Any, CrosscoderError | None] = None, None
+        if self.is_first:
+            try:
+                outcome = act(), None
+            except CrosscoderError as error:
+                outcome = None, error
+        value, problem = self.from_first(outcome)
+        if problem is not None:
+            raise problem
+        return value
 
     def of_each(self, value: Any) -> list[Any]:
         """What every rank has, in the order of ranks; picklable objects."""

@@ -62,8 +62,16 @@ class ShardedBatches(Iterator[Tensor]):
         self._shards, self._ranks, self._gathers = shards, ranks, gathers
 
     def __next__(self) -> Float[Tensor, "batch d_in"]:
-        parts = [next(shard) for shard in self._shards]
-        here = parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts: list[Tensor] = []
+        try:
+            for shard in self._shards:
+                parts.append(next(shard))
+            here = parts[0] if len(parts) == 1 else torch.cat(parts)
+        except BaseException:
+            # Where one shard fails, nothing was given: the others' parts are those of the next batch.
+            for shard, part in zip(self._shards, parts, strict=False):
+                shard.store.put_back(part)
+            raise
         return torch.cat(self._ranks.gather(here)) if self._gathers and self._ranks.is_several else here
 
     def whole(self) -> ShardedBatches:

@@ -6,33 +6,49 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from datasets import Dataset, IterableDataset
-from datasets.iterable_dataset import _BaseExamplesIterable  # pyright: ignore[reportPrivateUsage]
+from datasets.distributed import split_dataset_by_node
+from datasets.iterable_dataset import StepExamplesIterable, _BaseExamplesIterable  # pyright: ignore[reportPrivateUsage]
 
 from sae_lens_crosscoder.activations.stream_care import StreamCare
 from sae_lens_crosscoder.activations.stream_faults import fault_of, is_refusal
 from sae_lens_crosscoder.errors import DamagedError, DataError, first_line
 
 
-def steady(documents: Dataset | IterableDataset, title: str, care: StreamCare) -> IterableDataset:
-    """The same documents in the same order, as a stream that survives what `care` has patience for.
+def steady(
+    documents: Dataset | IterableDataset, title: str, care: StreamCare, part: int = 0, n_parts: int = 1
+) -> IterableDataset:
+    """The same documents in the same order, as a stream that survives what `care` has patience for, or a part of them.
 
     Its position is that of the stream it is made of, so checkpoints hold the same with and without it.
+
+    The parts of a stream are whole files where their number can be divided so, and every n-th document elsewhere. They
+    are taken here, below everything that is done to the documents: `datasets` by itself would divide what comes out of
+    the last step, so that held-out sequences of one part are trained on in another, or, in a mixture, not at all.
 
     Args:
         documents: One opened data set.
         title: What messages call it.
         care: Shared by all streams of a store.
+        part: Which part to read.
+        n_parts: How many parts there are.
 
     Raises:
         DataError: A data set in memory without any document.
     """
     if isinstance(documents, Dataset):
+        documents = split_dataset_by_node(documents, part, n_parts) if n_parts > 1 else documents
         if len(documents) == 0:
             raise DataError(f"Data set {title!r} is empty. Look at its path, split and configuration name.")
-        documents = documents.to_iterable_dataset()
+        documents, n_parts = documents.to_iterable_dataset(), 1
     stream = documents
     stream = stream.with_format(None)
-    stream._ex_iterable = SteadyStream(stream._ex_iterable, title, care)  # pyright: ignore[reportPrivateUsage]
+    examples = cast(Any, stream)._ex_iterable
+    by_files = n_parts > 1 and examples.num_shards % n_parts == 0
+    if by_files:
+        examples = examples.shard_data_sources(n_parts, part, contiguous=False)
+    examples = SteadyStream(examples, title, care)
+    is_divided = by_files or n_parts == 1
+    cast(Any, stream)._ex_iterable = examples if is_divided else StepExamplesIterable(examples, n_parts, part)
     return stream
 
 

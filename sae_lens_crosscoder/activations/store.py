@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
 from jaxtyping import Float, Int
 from sae_lens import ActivationsStore
 from safetensors import safe_open
@@ -80,11 +79,12 @@ class PairedActivationsStore(ActivationsStore):
         cfg: StoreConfig,
     ) -> None:
         weights = mixture_weights(datasets)
-        if cfg.n_shards > 1:
-            documents = [split_dataset_by_node(cast(Any, data), cfg.shard, cfg.n_shards) for data in documents]
         self.care = StreamCare(cfg.patience)
         """How its streams are cared for, and which of their shards were left out."""
-        documents = [steady(data, config.title, self.care) for data, config in zip(documents, datasets, strict=True)]
+        documents = [
+            steady(data, config.title, self.care, cfg.shard, cfg.n_shards)
+            for data, config in zip(documents, datasets, strict=True)
+        ]
         seed = cfg.seed + cfg.shard
         pack_texts, row_length = None, cfg.sequence_format.context_size
         if model.aligner is not None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sae_lens_crosscoder._saelens import (
     RUNNER_CFG_FILENAME,
     TRAINER_STATE_FILENAME,
 )
-from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, DamagedError, NotFoundError
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError, DamagedError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import merged
 from sae_lens_crosscoder.files import existing_folder, remove_leftovers
 from sae_lens_crosscoder.manifest import check_manifest, read_manifest
@@ -73,10 +74,9 @@ def newest_whole_checkpoint(root: Path, run: str) -> Path | None:
     Raises:
         ConfigError: A later version of this package wrote it.
     """
-    remove_leftovers(root)
     candidates: list[Path] = []
     for folder in root.iterdir() if root.is_dir() else ():
-        if folder.is_dir():
+        if folder.is_dir() and not _is_anothers(folder, run):
             remove_leftovers(folder)
             candidates += checkpoints_in(folder)
     for candidate in sorted(candidates, key=_age):
@@ -92,6 +92,14 @@ def newest_whole_checkpoint(root: Path, run: str) -> Path | None:
     return None
 
 
+def _is_anothers(folder: Path, run: str) -> bool:
+    """Whether a folder of checkpoints is that of another run, which may be writing to it."""
+    for checkpoint in checkpoints_in(folder):
+        with suppress(DamagedError):
+            return not _is_of_run(checkpoint, read_manifest(checkpoint), run)
+    return False
+
+
 def _age(checkpoint: Path) -> tuple[int, float]:
     return (-int(checkpoint.name), -checkpoint.stat().st_mtime)
 
@@ -105,17 +113,20 @@ def _is_of_run(folder: Path, manifest: Mapping[str, Any], run: str) -> bool:
     if manifest.get(RUN) == run:
         return True
     path = folder / RUNNER_CFG_FILENAME
-    return path.is_file() and _fingerprint_of(path.read_bytes()) == run
+    found = _fingerprint_of(path.read_bytes()) if path.is_file() else None
+    if isinstance(found, Exception):
+        logger.warning("Passed over: %s, whose configuration cannot be read: %s", folder, first_line(found))
+    return found == run
 
 
 @lru_cache(maxsize=256)  # all checkpoints of a run have one configuration
-def _fingerprint_of(content: bytes) -> str | None:
-    """The fingerprint of a run configuration on disk, as this version gives it; None if it cannot be read."""
+def _fingerprint_of(content: bytes) -> str | Exception:
+    """The fingerprint of a run configuration on disk, as this version gives it, or why it cannot be read."""
     here = {"device": "cpu", "llm_device": None, "act_store_device": None, "verbose": False, "sae": {"device": "cpu"}}
     try:
         return CrosscoderRunnerConfig.from_dict(merged(json.loads(content), here)).fingerprint
-    except (CrosscoderError, ValueError, TypeError):
-        return None
+    except (CrosscoderError, ValueError, TypeError) as error:
+        return error
 
 
 def check_checkpoint(path: str | Path) -> None:
@@ -140,12 +151,19 @@ def check_checkpoint(path: str | Path) -> None:
         ) from error
 
 
-def remove_all_but(n_kept: int, folder: Path) -> None:
+def remove_all_but(n_kept: int, folder: Path, n_tokens: int) -> None:
     """Remove all checkpoints in a folder but the newest.
 
     Each is moved away before it is removed, so that none is ever there by half.
+
+    Args:
+        n_kept: How many to keep.
+        folder: Where they are.
+        n_tokens: What the run has seen. Checkpoints of more do not count: it was resumed from one before them, because
+            they are damaged.
     """
-    for checkpoint in checkpoints_in(folder)[n_kept:]:
+    made = [path for path in checkpoints_in(folder) if int(path.name) <= n_tokens]
+    for checkpoint in made[n_kept:]:
         aside = checkpoint.with_name(f".{checkpoint.name}-{uuid.uuid4().hex[:8]}.tmp")
         checkpoint.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -72,6 +72,8 @@ def _advice(error: BaseException, trainer: CrosscoderTrainer) -> str:
         "context_size, or load the models in bfloat16",
         "step": "the training step. Lower train_batch_size_tokens (with lr) or d_sae, or divide the dictionary among "
         "several GPUs (dictionary_layout)",
+        "logging": "the row of the training curve. Lower train_batch_size_tokens (with lr), or write rows more seldom "
+        "(logger.wandb_log_frequency)",
         "evaluation": "the evaluation. Lower eval_batch_size_prompts",
     }
     return f"There was no memory left for {fields[trainer.doing]}: {first_line(error)}."
@@ -90,9 +92,11 @@ def _saved(
         return "Nothing was saved: there is no checkpoint_path.", None
     if trainer.n_training_steps == 0:
         return "Nothing was lost: no step had been made.", None
-    if trainer.division.ranks.is_several or trainer.doing == "evaluation":
-        # The other processes are elsewhere and would not take part; after an evaluation the step is half counted.
+    if trainer.division.ranks.is_several or trainer.doing in ("logging", "evaluation"):
+        # The other processes are elsewhere and would not take part; until it is logged a step is half counted.
         return "The last checkpoint is what is saved; --resume auto goes on from it.", None
+    if trainer.n_training_samples >= trainer.cfg.total_training_samples:
+        return "All steps were made, but not saved; --resume auto goes on from the last checkpoint.", None
     if trainer.undone_batch is not None:
         batches.put_back(trainer.undone_batch)
     checkpoint = f"{cfg.checkpoint_path}/{trainer.n_training_samples}"

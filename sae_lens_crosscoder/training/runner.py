@@ -252,14 +252,16 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         return range(self.ranks.rank * n, (self.ranks.rank + 1) * n)
 
     def _prepare_folders(self) -> None:
-        if self.ranks.is_first:
+        def prepared() -> tuple[str | None, str | None]:
             for folder in (self.cfg.output_path, self.cfg.checkpoint_path):
                 if folder is not None:
                     check_writable(folder)
                     remove_leftovers(folder)
             _choose_checkpoint(self.cfg, self._run)
-        paths = self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
-        self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.from_first(paths)
+            return self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
+
+        # All ranks are told of an error: that a run is finished is none of a lost process.
+        self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.done_by_first(prepared)
 
     def _join_eval_sequences(self) -> None:
         """Give the first store the held-out sequences of all shards."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
+
+AT_ONCE_AFTER_SECONDS = 2.0
+"""How long after the first request a second one means it: launchers such as `torchrun` pass a signal on that the system
+has sent to their processes as well."""
 
 
 @contextmanager
@@ -18,8 +23,11 @@ def stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
         yield  # signals can only be handled in the main thread
         return
 
+    requested: list[float] = []
+
     def request_stop(number: int, _frame: FrameType | None) -> None:
-        if trainer.stop_requested:  # asked twice: stop at once, without saving
+        requested.append(time.monotonic())
+        if requested[-1] - requested[0] > AT_ONCE_AFTER_SECONDS:  # asked again: stop at once, without saving
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
         trainer.stop_requested = True

@@ -111,8 +111,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.stop_requested = False
         self.division = sae.division if isinstance(sae, TrainingCrosscoder) else Division()
         if self.division.splits_latents:
-            n_here = len(self.division.shard(sae.cfg.d_sae))
-            self.act_freq_scores = self.act_freq_scores.new_zeros(n_here)
+            self.act_freq_scores = self.act_freq_scores.new_zeros(len(self.division.shard(sae.cfg.d_sae)))
             self.n_forward_passes_since_fired = self.act_freq_scores.clone()
         self._dead_bound = DeadBound(cfg.dead_feature_window)
         self.doing: Doing = "harvest"
@@ -146,6 +145,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 with undone_if_it_fails(self, batch):
                     output = self.step(batch)
                 if self._is_logging_step():
+                    self.doing = "logging"
                     row = self._curve_row(output)
                     self._check_finite(row["losses/overall_loss"], self._sum_of_weights())
                     watch.look(self.n_training_steps + 1, row)
@@ -154,14 +154,21 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                     bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.3g}")
                 if self._is_evaluation_step():
                     evaluations.write(self.n_training_steps + 1, self._evaluate())
-                    self.doing = "harvest"
                 self.n_training_steps += 1
+                self.doing = "harvest"
                 bar.update(self.division.n_tokens(len(output.sae_in)))
+<<<<<<< HEAD
                 self._checkpoint_if_needed()
                 if self._stops_now() and self.n_training_samples < total:
                     self._save_and_stop()
         if isinstance(self.sae, TrainingCrosscoder):
             self.sae.gradient_memory.keep({})  # there is no next step
+=======
+                if self.n_training_samples < total:  # from a checkpoint of the end no run could go on
+                    self._checkpoint_if_needed()
+                    if self._stops_now():
+                        self._save_and_stop()
+>>>>>>> wt4-r1
         self._log(self.full_sparsity_window_log())
         self._check_finite(self._sum_of_weights())
         if self.cfg.save_final_checkpoint:
@@ -231,6 +238,15 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.n_frac_active_samples += self.cfg.train_batch_size_samples
 
     @override
+    def full_sparsity_window_log(self) -> dict[str, Any]:  # a run that is resumed may not have counted anything yet
+        return super().full_sparsity_window_log() if self.n_frac_active_samples > 0 else {}
+
+    @override
+    def _reset_running_sparsity_stats(self) -> None:
+        self.act_freq_scores = torch.zeros_like(self.act_freq_scores)  # of the latents of this rank
+        self.n_frac_active_samples = 0
+
+    @override
     def save_checkpoint(
         self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
     ) -> None:
@@ -246,7 +262,6 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
             return
         target, ranks = Path(base) / checkpoint_name, self.division.ranks
         with folder_of_all(target, ranks) as folder, whole_state(self):
-            weights, config = folder / SAE_WEIGHTS_FILENAME, folder / SAE_CFG_FILENAME
             if ranks.is_first:
                 self.sae.save_model(folder)
                 save_file({"sparsity": self.log_feature_sparsity}, folder / SPARSITY_FILENAME)
@@ -259,13 +274,13 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         if not ranks.is_first:
             return
         if self.parts.n_kept_checkpoints is not None:
-            remove_all_but(self.parts.n_kept_checkpoints, target.parent)
+            remove_all_but(self.parts.n_kept_checkpoints, target.parent, self.n_training_samples)
         if self.cfg.logger.log_to_wandb:
             # After the files are in place: whatever W&B raises, the checkpoint is whole.
             self.cfg.logger.log(
                 self,
-                weights_path=target / weights.name,
-                cfg_path=target / config.name,
+                weights_path=target / SAE_WEIGHTS_FILENAME,
+                cfg_path=target / SAE_CFG_FILENAME,
                 sparsity_path=target / SPARSITY_FILENAME,
                 wandb_aliases=wandb_aliases,
             )
@@ -330,6 +345,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def _stops_now(self) -> bool:
         """Whether any rank was asked to stop; all stop after the same step."""
+        if not self.division.is_divided:  # a device would be waited for
+            return self.stop_requested
         return bool(self._total(torch.tensor(int(self.stop_requested), device=self.sae.W_dec.device)))
 
     def _save_and_stop(self) -> None:

@@ -10,7 +10,7 @@ from sae_lens import TrainingSAE
 from torch import Tensor
 from torch.optim import Adam
 
-Doing = Literal["harvest", "step", "evaluation"]
+Doing = Literal["harvest", "step", "logging", "evaluation"]
 """What a run is at, for whoever explains why it ended."""
 
 
@@ -21,6 +21,9 @@ class Steps(Protocol):
     sae: TrainingSAE[Any]
     optimizer: Adam
     n_training_samples: int
+    n_frac_active_samples: int
+    act_freq_scores: Tensor
+    n_forward_passes_since_fired: Tensor
     doing: Doing
     undone_batch: Tensor | None
 
@@ -32,15 +35,16 @@ def undone_if_it_fails(trainer: Steps, batch: Tensor) -> Generator[None]:
     Weights change last, in Adam's pass, which takes no memory after the first step.
     """
     trainer.doing = "step"
-    n_samples = trainer.n_training_samples
+    n_samples, n_counted = trainer.n_training_samples, trainer.n_frac_active_samples
+    fired, silent = trainer.act_freq_scores.clone(), trainer.n_forward_passes_since_fired.clone()
     buffers = {name: values.clone() for name, values in trainer.sae.named_buffers()}
     try:
         yield
     except (RuntimeError, MemoryError):
-        trainer.n_training_samples = n_samples
+        trainer.n_training_samples, trainer.n_frac_active_samples = n_samples, n_counted
+        trainer.act_freq_scores, trainer.n_forward_passes_since_fired = fired, silent
         for name, values in trainer.sae.named_buffers():
             values.copy_(buffers[name])
         trainer.optimizer.zero_grad()
         trainer.undone_batch = batch
         raise
-    trainer.doing = "harvest"

@@ -31,8 +31,9 @@ def train(folder: Path, data: Any = None, model: Any = None, **fields: Any) -> N
 
 
 def result(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that a run saved."""
-    return load_file(folder / "output" / "sae_weights.safetensors")
+    """The weights that a run saved, and how often its latents fired."""
+    files = (folder / "output" / f"{name}.safetensors" for name in ("sae_weights", "sparsity"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def checkpoints(folder: Path) -> list[int]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from faults.damage import assert_nothing_lost, checkpoints, train
+from faults.damage import assert_nothing_lost, checkpoints, result, train
 from sae_lens import LoggingConfig
 
-from sae_lens_crosscoder import PairedActivationsStore
+from sae_lens_crosscoder import CrosscoderTrainer, PairedActivationsStore
 from sae_lens_crosscoder.activations.shuffle_buffer import ShuffleBuffer
 from sae_lens_crosscoder.errors import MemoryFullError
 from sae_lens_crosscoder.evals import CrosscoderEvaluator
@@ -72,15 +72,17 @@ def test_a_buffer_without_memory_costs_nothing(tmp_path: Path, unbroken: dict[st
 
 
 @every_error
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", ["forward", "backward", "clipping"])
 def test_a_step_that_does_not_fit_costs_nothing_and_the_field_to_lower_is_named(
     tmp_path: Path, unbroken: dict[str, torch.Tensor], error: Exception, where: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if where == "forward":  # the threshold's moving average has been updated by then
             fails_at(patch, BatchTopKTrainingCrosscoder, "update_topk_threshold", 12, error)
-        else:
+        elif where == "backward":
             fails_at(patch, torch.Tensor, "backward", 12, error)
+        else:  # which latents fired has been counted by then
+            fails_at(patch, torch.nn.utils, "get_total_norm", 12, error)
         with pytest.raises(MemoryFullError, match=r"stopped after step 11\..*Lower train_batch_size_tokens.*goes on"):
             train(tmp_path)
     assert 64 * 11 in checkpoints(tmp_path)
@@ -93,6 +95,30 @@ def test_the_first_step_that_does_not_fit_has_nothing_to_lose(tmp_path: Path) ->
         with pytest.raises(MemoryFullError, match=r"Lower train_batch_size_tokens.*no step had been made"):
             train(tmp_path)
     assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.parametrize("at", [12, 13])
+def test_a_step_that_fails_where_the_frequencies_are_counted_anew_can_be_resumed(
+    tmp_path: Path, unbroken: dict[str, torch.Tensor], at: int
+) -> None:
+    window = {"feature_sampling_window": 12}
+    train(tmp_path / "unbroken", **window)
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, torch.Tensor, "backward", at, ERRORS["cuda"])
+        with pytest.raises(MemoryFullError, match=r"goes on"):
+            train(tmp_path, **window)
+    assert_nothing_lost(tmp_path, result(tmp_path / "unbroken"), **window)
+
+
+def test_a_row_of_the_curve_that_does_not_fit_leaves_the_last_checkpoint(
+    tmp_path: Path, unbroken: dict[str, torch.Tensor]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, CrosscoderTrainer, "_curve_row", 15, ERRORS["cuda"])
+        with pytest.raises(MemoryFullError, match=r"row of the training curve. Lower train_batch.*last checkpoint is"):
+            train(tmp_path)
+    assert checkpoints(tmp_path) == [64 * 7, 64 * 13]
+    assert_nothing_lost(tmp_path, unbroken)
 
 
 def test_an_evaluation_that_does_not_fit_leaves_the_last_checkpoint(

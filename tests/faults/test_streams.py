@@ -100,6 +100,18 @@ def test_a_stream_that_does_not_come_back_costs_nothing(
     assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=again, **fields)
 
 
+@pytest.mark.parametrize(("mixture", "at"), [(False, 21), (False, 24), (True, 16), (True, 18)])
+def test_a_stream_of_divided_documents_that_does_not_come_back_costs_nothing(
+    tmp_path: Path, few_documents_at_once: None, mixture: bool, at: int
+) -> None:
+    fields = {**(MIXTURE if mixture else TEXT), "n_data_shards": 2}
+    train(tmp_path / "unbroken", data({}, mixture), **fields)
+    with pytest.raises(StreamError, match=r"stopped after step \d+.*goes on"):
+        train(tmp_path / "broken", data({at: 100}, mixture), **fields)
+    assert len(checkpoints(tmp_path / "broken")) > 0
+    assert_nothing_lost(tmp_path / "broken", result(tmp_path / "unbroken"), data=data({}, mixture), **fields)
+
+
 def test_a_resumed_run_may_be_broken_again(tmp_path: Path, few_documents_at_once: None) -> None:
     train(tmp_path / "unbroken", data({}, False), **TEXT)
     for at in (15, 18, 19, 23):

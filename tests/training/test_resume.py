@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import threading
 import time
 import traceback
@@ -263,3 +264,87 @@ def test_resuming_automatically_begins_anew_where_there_is_no_checkpoint_of_the_
     assert other.resume_from_checkpoint is None
     with pytest.raises(ConfigError, match="looks below checkpoint_path, which is not set"):
         CrosscoderTrainingRunner(run_config(standard_config(), resume_from_checkpoint="auto"))
+
+
+def short_run(folder: Path, **fields: Any) -> None:
+    CrosscoderTrainingRunner(run_config(standard_config(), folder, **fields), token_dataset(), tiny_pair()).run()
+
+
+def test_what_is_kept_beside_a_damaged_checkpoint_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {"n_checkpoints": 5, "n_kept_checkpoints": 2, "resume_from_checkpoint": "auto"}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 11)
+        with pytest.raises(TrainingInterrupted):
+            CrosscoderTrainingRunner(
+                run_config(standard_config(), tmp_path, **fields), token_dataset(), tiny_pair()
+            ).run()
+    newest, before = (next(tmp_path.glob(f"checkpoints/*/{64 * n}")) for n in (11, 9))
+    flip_a_bit(newest / "sae_weights.safetensors")
+    fields["n_kept_checkpoints"] = 1
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 10)
+        with pytest.raises(TrainingInterrupted):
+            CrosscoderTrainingRunner(
+                run_config(standard_config(), tmp_path, **fields), token_dataset(), tiny_pair()
+            ).run()
+    assert sorted(path.name for path in before.parent.iterdir()) == ["640", "704"]
+    cfg = run_config(standard_config(), tmp_path, **fields)
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair())
+    assert cfg.resume_from_checkpoint == str(before.parent / "640")
+
+
+def test_resuming_leaves_what_another_run_is_writing(tmp_path: Path) -> None:
+    for name, lr in (("one", 1e-3), ("other", 2e-3)):
+        cfg = run_config(standard_config(), tmp_path, lr=lr, n_checkpoints=1, output_path=str(tmp_path / name))
+        CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+        being_written = Path(str(cfg.checkpoint_path)) / ".832-abcd1234.tmp"
+        being_written.mkdir()
+    cfg = run_config(
+        standard_config(), tmp_path, lr=1e-3, resume_from_checkpoint="auto", output_path=str(tmp_path / "third")
+    )
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair())
+    assert list(tmp_path.glob("checkpoints/*/.*.tmp")) == [being_written]
+
+
+def test_a_run_that_was_killed_before_its_result_was_saved_can_be_ended(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"n_checkpoints": 12, "resume_from_checkpoint": "auto"}
+    short_run(tmp_path, **fields)
+    assert len(list(tmp_path.glob("checkpoints/*/*"))) == 11
+    expected = (tmp_path / "output" / "training_curve.csv").read_text()
+    (tmp_path / "output" / "cfg.json").unlink()
+    short_run(tmp_path, **fields)
+    assert (tmp_path / "output" / "cfg.json").is_file()
+    assert (tmp_path / "output" / "training_curve.csv").read_text() == expected
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_a_signal_that_a_launcher_passes_on_as_well_is_one_wish_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int]
+) -> None:
+    step = CrosscoderTrainer.step
+
+    def signalled(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        if self.n_training_steps == 4:
+            for number in numbers:
+                signal.raise_signal(number)
+        return step(self, batch)
+
+    monkeypatch.setattr(CrosscoderTrainer, "step", signalled)
+    with pytest.raises(TrainingInterrupted) as interrupted:
+        short_run(tmp_path)
+    assert interrupted.value.checkpoint is not None
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = CrosscoderTrainer.step
+
+    def signalled(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr("sae_lens_crosscoder.training.signals.AT_ONCE_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(CrosscoderTrainer, "step", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        short_run(tmp_path)

@@ -142,3 +142,15 @@ def test_a_run_knows_what_a_version_without_a_field_that_has_come_since_wrote(tm
     runner = CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair())
     assert runner.cfg.resume_from_checkpoint == str(checkpoint)
     assert torch.isfinite(runner.run().W_dec).all()
+
+
+def test_a_run_of_a_later_version_is_named_when_it_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = written(tmp_path)
+    path = checkpoint / "runner_cfg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config_version": 99}))
+    rewritten(checkpoint, run="of a later version")
+    assert newest_whole_checkpoint(tmp_path / "checkpoints", run_config(batchtopk_config()).fingerprint) is None
+    assert f"Passed over: {checkpoint}, whose configuration cannot be read: " in caplog.text
+    assert "Upgrade the package" in caplog.text

@@ -22,7 +22,7 @@ from sae_lens_crosscoder import (
     GatedTrainingCrosscoderConfig,
     TopKTrainingCrosscoderConfig,
 )
-from sae_lens_crosscoder.errors import TrainingInterrupted
+from sae_lens_crosscoder.errors import FinishedError, TrainingInterrupted
 from sae_lens_crosscoder.ranks import Ranks
 from sae_lens_crosscoder.training.parallel.joining import leave
 
@@ -44,6 +44,7 @@ def run(case: dict[str, Any], folder: Path) -> None:
         dtype="float64",
         training_tokens=64 * case.get("n_steps", 12),
         n_data_shards=N_DATA_SHARDS,
+        feature_sampling_window=5,
         **{
             **case.get("fields", {}),
             "logger": LoggingConfig(False, wandb_log_frequency=case.get("log_every", 1), eval_every_n_wandb_logs=5),
@@ -68,6 +69,8 @@ def run(case: dict[str, Any], folder: Path) -> None:
         CrosscoderTrainingRunner(cfg, token_dataset(200), model).run()
     except TrainingInterrupted:
         assert "stops_after" in case
+    except FinishedError:
+        assert case.get("is_finished")
     finally:
         CrosscoderTrainer.step = step
 

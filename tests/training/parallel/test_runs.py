@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,12 @@ def test_a_lost_process_ends_the_run_with_an_error_and_it_is_resumed(alone: Path
     case["fields"]["resume_from_checkpoint"] = "auto"
     several(1, {"run": case}, tmp_path)
     assert_same_output(alone / "standard", tmp_path / "run")
+
+
+def test_all_processes_hear_that_a_run_is_finished(alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(alone / "standard", tmp_path / "run")
+    fields = {"resume_from_checkpoint": "auto"}
+    several(2, {"run": {"architecture": "standard", "is_finished": True, "fields": fields}}, tmp_path)
 
 
 def test_a_process_that_hangs_ends_the_run_in_time_with_an_error_and_it_is_resumed(alone: Path, tmp_path: Path) -> None:

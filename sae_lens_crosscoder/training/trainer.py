@@ -157,18 +157,12 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 self.n_training_steps += 1
                 self.doing = "harvest"
                 bar.update(self.division.n_tokens(len(output.sae_in)))
-<<<<<<< HEAD
-                self._checkpoint_if_needed()
-                if self._stops_now() and self.n_training_samples < total:
-                    self._save_and_stop()
-        if isinstance(self.sae, TrainingCrosscoder):
-            self.sae.gradient_memory.keep({})  # there is no next step
-=======
                 if self.n_training_samples < total:  # from a checkpoint of the end no run could go on
                     self._checkpoint_if_needed()
                     if self._stops_now():
                         self._save_and_stop()
->>>>>>> wt4-r1
+        if isinstance(self.sae, TrainingCrosscoder):
+            self.sae.gradient_memory.keep({})  # there is no next step
         self._log(self.full_sparsity_window_log())
         self._check_finite(self._sum_of_weights())
         if self.cfg.save_final_checkpoint:

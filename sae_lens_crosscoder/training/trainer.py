@@ -39,11 +39,7 @@ from sae_lens_crosscoder.training.dead_bound import ASYNCHRONOUS_DEVICES, DeadBo
 from sae_lens_crosscoder.training.health import HealthWatch, explained_by_source
 from sae_lens_crosscoder.training.parallel.curve import complete_row, whole_output
 from sae_lens_crosscoder.training.parallel.division import Division
-from sae_lens_crosscoder.training.parallel.trainer_state import (
-    folder_of_all,
-    keep_own_part,
-    whole_state,
-)
+from sae_lens_crosscoder.training.parallel.trainer_state import folder_of_all, keep_own_part, whole_state
 from sae_lens_crosscoder.training.parallel.weights import complete_gradients, gathered, whole_crosscoder
 from sae_lens_crosscoder.training.step_table import StepTable
 from sae_lens_crosscoder.training.undoing import Doing, undone_if_it_fails

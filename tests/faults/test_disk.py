@@ -19,7 +19,7 @@ from sae_lens_crosscoder.activations import store as store_module
 from sae_lens_crosscoder.errors import DamagedError, SaveError
 from sae_lens_crosscoder.training import trainer as trainer_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The data set ended")]
 
 WRITES = 27
 """Writes, syncs and moves of a checkpoint of the run."""

@@ -17,7 +17,7 @@ from sae_lens_crosscoder.evals import CrosscoderEvaluator
 from sae_lens_crosscoder.training.batchtopk_crosscoder import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.training.failing import is_out_of_memory
 
-pytestmark = pytest.mark.filterwarnings("ignore:The data set ended")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The data set ended")]
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_crosscoder import CrosscoderTrainingRunner, Source, Sources
 from sae_lens_crosscoder.diffing.diff_report import LatentTable
-from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.errors import ConfigError, CrosscoderError
 from sae_lens_crosscoder.hub import BundleOptions, PublishOptions, fetch, publish_crosscoder
 from sae_lens_crosscoder.hub.redaction import Redaction
 from sae_lens_crosscoder.training.saved_run import SavedRun
@@ -23,7 +23,7 @@ REPO = "alice/diff"
 
 @pytest.fixture
 def private_folder(tmp_path: Path) -> Path:
-    """The folder of a run on models and data sets of this machine, with accounts, paths and a token in its files."""
+    """The folder of a run on models and data sets of this machine, with accounts, paths and a password in its files."""
     home = tmp_path / "home alice" / "secret & project"
     models = tuple(str(home / "models" / name) for name in ("gemma", "gemma-poisoned"))
     datasets = [
@@ -34,7 +34,8 @@ def private_folder(tmp_path: Path) -> Path:
     for name in ("cfg.json", "runner_cfg.json"):
         values = json.loads((folder / name).read_text())
         sources = values["sources"] if name == "runner_cfg.json" else values["metadata"]["sources"]
-        sources[0]["model_from_pretrained_kwargs"] = {"cache_dir": str(home), "token": "not-for-you", "revision": "v2"}
+        proxies = {"https": "http://not-for-you@proxy"}
+        sources[0]["model_from_pretrained_kwargs"] = {"cache_dir": str(home), "proxies": proxies, "revision": "v2"}
         (folder / name).write_text(json.dumps(values))
     values = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps({**values, "made_by": str(home / "script.py")}))
@@ -48,7 +49,7 @@ def published_bytes(hub: LocalHub) -> bytes:
     return b"\n".join(hub.repositories[REPO].files().values())
 
 
-def test_no_path_account_or_token_of_this_machine_is_published(
+def test_no_path_account_or_password_of_this_machine_is_published(
     hub: LocalHub, private_folder: Path, tmp_path: Path
 ) -> None:
     done = publish_crosscoder(private_folder, REPO, "first", PublishOptions(contents=BundleOptions(with_report=True)))
@@ -113,6 +114,16 @@ def test_what_is_published_of_a_hub_run_is_what_was_saved(hub: LocalHub, folder:
         assert json.loads(files[f"first/{name}"]) == json.loads((folder / name).read_text())
     (folder / "fetched.parquet").write_bytes(files["first/latents.parquet"])
     assert LatentTable.load(folder / "fetched.parquet").thresholds == {"classes": "exclusive above 0.95"}
+
+
+def test_a_folder_with_a_token_among_the_models_arguments_is_not_published(hub: LocalHub, folder: Path) -> None:
+    values = json.loads((folder / "cfg.json").read_text())
+    values["metadata"]["sources"][0]["model_from_pretrained_kwargs"] = {"token": "not-for-you"}
+    (folder / "cfg.json").write_text(json.dumps(values))
+    with pytest.raises(CrosscoderError) as caught:
+        publish_crosscoder(folder, REPO, "first")
+    assert "not-for-you" not in str(caught.value)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "latents.csv", "report.html", "training_curve.csv"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from chromium import EXECUTABLE, Chromium
 from packaging.requirements import Requirement
 
@@ -100,9 +101,11 @@ def check_installation(block: Block, folder: Path) -> None:
 
 
 def check_configuration(block: Block, folder: Path) -> None:
-    """The configuration is made; the run needs a GPU and the Hub."""
+    """The configuration is made, for a processor where there is no GPU; the run needs the Hub too."""
     configured, _, remainder = block.code.partition("CrosscoderTrainingRunner(cfg)")
     assert remainder == ".run()\n"
+    if not torch.cuda.is_available():
+        configured = configured.replace('"cuda"', '"cpu"')
     run(folder, sys.executable, "-c", configured + "assert cfg.sae.d_in == cfg.joint_sources.d_in == 4608")
 
 

@@ -12,7 +12,7 @@ SECRET = "hf_" + "Ab1" * 10
 
 
 def test_a_token_that_is_not_ascii_is_told_so_and_not_repeated(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", f"{SECRET}ä")
+    monkeypatch.setenv("HF_TOKEN", f"{SECRET}ł")
     with pytest.raises(HubError, match=r"token of the Hub holds characters.*hf auth login") as refused:
         fetch("alice/crosscoders")
     chain, error = [], refused.value

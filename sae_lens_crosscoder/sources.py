@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from sae_lens_crosscoder.access_token import HUB_TOKEN
 from sae_lens_crosscoder.errors import SourceError
 from sae_lens_crosscoder.fields import checked_fields
 
@@ -29,7 +30,6 @@ TRUST_VARIABLE = "SAE_LENS_CROSSCODER_TRUST_REMOTE_CODE"
 """
 
 _SECRETS = {"token", "use_auth_token", "api_key", "password"}
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -90,7 +90,7 @@ class Source:
                 f"Source {self.label!r} has model_from_pretrained_kwargs that cannot be saved: {error}. "
                 "Load the models yourself and pass override_model=JointModel(sources, models)."
             ) from error
-        if _TOKEN.search(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
+        if HUB_TOKEN.search(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
             raise SourceError(
                 f"Source {self.label!r} has an access token among its model_from_pretrained_kwargs. It would be "
                 "written into every checkpoint, the saved crosscoder and the log. Take it out, log in with "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import jaxtyping
@@ -14,6 +15,9 @@ if not torch.cuda.is_available():
 
 # Tensors in tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+# Background jobs of a shell are started to ignore it; tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("usual", _PATIENT, max_examples=50, derandomize=True)

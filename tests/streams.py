@@ -56,14 +56,21 @@ class Faults:
 
 @contextmanager
 def broken_files(monkeypatch: pytest.MonkeyPatch, share: float) -> Iterator[Faults]:
-    """Make this share of the tables that `datasets` reads from files an error, inside the block."""
-    faults, generator = Faults(), random.Random(0)
+    """Inside the block, this share of the tables that `datasets` reads from files is an error at first, and later not.
+
+    Which ones does not depend on the order of reading: `datasets` reads a mixture's streams in threads.
+    """
+    faults = Faults()
     made = ArrowExamplesIterable.__init__
 
     def init(self: Any, generate_tables_fn: Any, *arguments: Any, **named: Any) -> None:
+        broken: set[str] = set()
+
         def breaking(**kwargs: Any) -> Iterator[Any]:
-            for item in generate_tables_fn(**kwargs):
-                if generator.random() < share:
+            for number, item in enumerate(generate_tables_fn(**kwargs)):
+                table = f"{kwargs.get('files')} {number}"
+                if table not in broken and random.Random(table).random() < share:
+                    broken.add(table)
                     faults.n_injected += 1
                     raise ConnectionError("Server Disconnected")
                 yield item

@@ -40,15 +40,12 @@ def steady(
         if len(documents) == 0:
             raise DataError(f"Data set {title!r} is empty. Look at its path, split and configuration name.")
         documents, n_parts = documents.to_iterable_dataset(), 1
-    stream = documents
-    stream = stream.with_format(None)
+    stream = documents.with_format(None)
     examples = cast(Any, stream)._ex_iterable
-    by_files = n_parts > 1 and examples.num_shards % n_parts == 0
-    if by_files:
-        examples = examples.shard_data_sources(n_parts, part, contiguous=False)
+    if n_parts > 1 and examples.num_shards % n_parts == 0:
+        examples, n_parts = examples.shard_data_sources(n_parts, part, contiguous=False), 1
     examples = SteadyStream(examples, title, care)
-    is_divided = by_files or n_parts == 1
-    cast(Any, stream)._ex_iterable = examples if is_divided else StepExamplesIterable(examples, n_parts, part)
+    cast(Any, stream)._ex_iterable = examples if n_parts == 1 else StepExamplesIterable(examples, n_parts, part)
     return stream
 
 

@@ -389,7 +389,7 @@ class PairedActivationsStore(ActivationsStore):
         self.n_batches_served = int(state["n_batches_served"])
         self._n_rows_in_epoch = int(state["n_rows_in_epoch"])
         self._returned = state.get("returned_batch")
-        if "epochs" in position:  # not in checkpoints of version 0.1
+        if "epochs" in position:  # not in checkpoints from before 0.1.0
             self.epochs.load_state_dict(position["epochs"])
             self.care.skipped[:] = position["skipped_shards"]
         self._go_to(int(state["n_epochs_finished"]), position["state"])

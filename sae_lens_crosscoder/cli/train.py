@@ -54,8 +54,7 @@ def _train(options: Namespace) -> None:
         if options.resume is None:
             raise
         print(error)  # whoever restarts a job until it is done must see that it is
-        leave()
-        return
-    if runner.ranks.is_first:
-        print(f"The crosscoder is in {cfg.output_path}.")
+    else:
+        if runner.ranks.is_first:
+            print(f"The crosscoder is in {cfg.output_path}.")
     leave()

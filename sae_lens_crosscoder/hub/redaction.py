@@ -17,6 +17,7 @@ from html import escape
 from typing import Any, cast
 from urllib.parse import quote
 
+from sae_lens_crosscoder.access_token import HUB_TOKEN
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.hub.names import is_local, looks_like_path
 from sae_lens_crosscoder.sources import Sources
@@ -34,7 +35,6 @@ _EMPTIED = (
 _DROPPED = {"token", "use_auth_token", "api_key", "cache_dir", "proxies", "offload_folder"}
 _REMOTE_FILES = re.compile(r"hf://[^?@]*")
 _LABEL = re.compile(r"[\w.\- ]+")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Redaction:
                     f"{name} would publish something of this machine (a local path) that could not be taken out. "
                     "Remove the file from the folder, or make it again with models and data sets of the Hub."
                 )
-        if _TOKEN.search(text):
+        if HUB_TOKEN.search(text):
             raise ConfigError(
                 f"{name} holds what looks like an access token of the Hub. Remove it, and revoke the token."
             )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
+from sae_lens_crosscoder.access_token import HUB_TOKEN
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.parallel.layouts import check_dictionary_layout
@@ -12,7 +12,6 @@ from sae_lens_crosscoder.training.parallel.layouts import check_dictionary_layou
 if TYPE_CHECKING:
     from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _SCHEDULES = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 
@@ -39,7 +38,7 @@ def check_values(cfg: CrosscoderRunnerConfig[Any]) -> None:
             "be positive."
         )
     _ = cfg.patience  # which checks itself
-    if _TOKEN.search(f"{cfg.dataset_path} {cfg.datasets} {cfg.model_from_pretrained_kwargs}"):
+    if HUB_TOKEN.search(f"{cfg.dataset_path} {cfg.datasets} {cfg.model_from_pretrained_kwargs}"):
         raise ConfigError(
             "The configuration holds what looks like an access token of the Hub. It would be written into every "
             "checkpoint and sent to W&B. Take it out, log in with `hf auth login` or set HF_TOKEN, and revoke it if it "

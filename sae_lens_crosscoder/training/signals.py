@@ -18,7 +18,10 @@ has sent to their processes as well."""
 
 @contextmanager
 def stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
-    """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step."""
+    """Ask the trainer to stop after its current step when SIGINT or SIGTERM comes, instead of breaking the step.
+
+    One that this process was started to ignore, as a shell's background jobs ignore Ctrl-C, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can only be handled in the main thread
         return
@@ -32,7 +35,8 @@ def stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
             signal.raise_signal(number)
         trainer.stop_requested = True
 
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, request_stop) for number in heard}
     try:
         yield
     finally:

@@ -107,7 +107,7 @@ def test_a_mixture_whose_streams_break_gives_the_very_sequences_of_one_that_does
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mixture: bool
 ):
     def sequences(breaks: bool) -> list[Any]:
-        with broken_files(monkeypatch, share=0.3 if breaks else 0) as faults:
+        with broken_files(monkeypatch, share=0.5 if breaks else 0) as faults:
             streams = [
                 packed(steady(data_of(kind, tmp_path, seed, 7 if breaks else 0), f"d{seed}", StreamCare()))
                 for seed in range(3 if mixture else 1)

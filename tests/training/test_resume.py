@@ -335,6 +335,25 @@ def test_a_signal_that_a_launcher_passes_on_as_well_is_one_wish_to_stop(
     assert interrupted.value.checkpoint is not None
 
 
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = CrosscoderTrainer.step
+
+    def signalled(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(CrosscoderTrainer, "step", signalled)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        short_run(tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "output" / "cfg.json").is_file()
+
+
 def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = CrosscoderTrainer.step
 

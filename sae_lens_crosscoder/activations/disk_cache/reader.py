@@ -90,13 +90,14 @@ class CacheReader:
     def _is_readable(self, number: int) -> bool:
         """Whether a shard is whole; one that is damaged raises, or is left out."""
         if number not in self._is_whole:
+            shard = f"shard {number} of the cache {self.folder}"
             try:
                 check_shard(self.folder, self._shards[number])
             except DamagedError as error:
                 if not self._care.patience.skip_bad_shards:
                     raise
-                self._care.skip(f"shard {number} of the cache {self.folder}", first_line(error))
-            self._is_whole[number] = f"shard {number} of the cache {self.folder}" not in self._care.skipped
+                self._care.skip(shard, first_line(error))
+            self._is_whole[number] = shard not in self._care.skipped  # also one that a run left out before it resumed
         return self._is_whole[number]
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.ranks import Ranks, with_others
+from sae_lens_crosscoder.training.parallel.meeting_place import meeting_place
 
 
 def join(device: str, timeout_seconds: int) -> Ranks:
@@ -27,8 +28,9 @@ def join(device: str, timeout_seconds: int) -> Ranks:
         on_cuda = device.startswith("cuda")
         if on_cuda:
             torch.cuda.set_device(own_device(device))
+        timeout = timedelta(seconds=timeout_seconds)
         with with_others():
-            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout, **meeting_place(timeout))
     return Ranks()
 
 

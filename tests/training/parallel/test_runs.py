@@ -132,7 +132,7 @@ def test_a_lost_process_ends_the_run_with_an_error_and_it_is_resumed(alone: Path
     ended = torchrun(2, Path(runs.__file__), file, tmp_path)
     assert ended.returncode != 0
     assert "SIGKILL" in ended.stderr
-    assert time.monotonic() - started < 120
+    assert time.monotonic() - started < 600  # process_timeout_seconds is 1,800
     assert not (tmp_path / "run" / "output" / "cfg.json").exists()
     case["fields"]["resume_from_checkpoint"] = "auto"
     several(1, {"run": case}, tmp_path)

@@ -33,6 +33,10 @@ from sae_lens.util import (
     get_special_token_ids,
     str_to_dtype,
 )
+from safetensors import SafetensorError
+
+UNREADABLE_SAE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""What reading an SAE raises where its files are damaged, are those of something else, or do not fit together."""
 
 __all__ = [
     "ACTIVATIONS_STORE_STATE_FILENAME",
@@ -43,6 +47,7 @@ __all__ = [
     "SAE_WEIGHTS_FILENAME",
     "SPARSITY_FILENAME",
     "TRAINER_STATE_FILENAME",
+    "UNREADABLE_SAE",
     "ActivationScaler",
     "DataProvider",
     "EvalConfig",

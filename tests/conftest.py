@@ -3,10 +3,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from chromium import EXECUTABLE, Chromium
 from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
@@ -28,6 +30,16 @@ settings.load_profile("usual")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    """A window of its own, closed afterwards."""
+    if EXECUTABLE is None:
+        pytest.skip("no Chromium is installed")
+    opened = Chromium(tmp_path / "profile")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

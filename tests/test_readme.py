@@ -7,13 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from chromium import EXECUTABLE, Chromium
+from chromium import Chromium
 from packaging.requirements import Requirement
 
 from sae_lens_crosscoder import cli
@@ -139,15 +139,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for block in joined(blocks()):
         HANDLERS[block.mark](block, folder)
     return folder
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    if EXECUTABLE is None:
-        pytest.skip("no Chromium is installed")
-    opened = Chromium(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 def test_every_kind_of_block_is_in_the_readme() -> None:

@@ -86,22 +86,21 @@ def experiment(
     size = comparison.sequences_at_once(tokens.shape[1], config.n_sequences_at_once)
     reruns = 2 * size
     fired = torch.zeros(len(first), dtype=torch.bool)
-    bar = token_bar("Causal tests", tokens.numel())
-    for start in range(0, len(tokens), size):
-        rows = slice(start, start + size)
-        groups = {"all": counted[rows]}
-        groups |= {name: counted[rows] & predicts(roles[rows] == role) for name, role in ROLES_OF_ANSWERS.items()}
-        forward.add(tokens[rows], groups)
-        reverse.add(tokens[rows], groups)
-        removed = exact_kl_attribution(comparison, tokens[rows], first, reruns).cpu()
-        exact += removed.double()[:, counted[rows]].sum(dim=1)
-        fired |= (removed != 0).any(dim=2).any(dim=1)
-        gradient = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
-        by_gradient += gradient[..., list(first)].double().sum(dim=(0, 1)).cpu()
-        if equivalence is not None:
-            equivalence.add(tokens[rows], counted[rows], reruns)
-        bar.update(tokens[rows].numel())
-    bar.close()
+    with token_bar("Causal tests", tokens.numel()) as bar:
+        for start in range(0, len(tokens), size):
+            rows = slice(start, start + size)
+            groups = {"all": counted[rows]}
+            groups |= {name: counted[rows] & predicts(roles[rows] == role) for name, role in ROLES_OF_ANSWERS.items()}
+            forward.add(tokens[rows], groups)
+            reverse.add(tokens[rows], groups)
+            removed = exact_kl_attribution(comparison, tokens[rows], first, reruns).cpu()
+            exact += removed.double()[:, counted[rows]].sum(dim=1)
+            fired |= (removed != 0).any(dim=2).any(dim=1)
+            gradient = first_order_kl_attribution(comparison, tokens[rows], counted[rows], config.n_path_points)
+            by_gradient += gradient[..., list(first)].double().sum(dim=(0, 1)).cpu()
+            if equivalence is not None:
+                equivalence.add(tokens[rows], counted[rows], reruns)
+            bar.update(tokens[rows].numel())
     n_tokens = max(1, int(counted.sum()))
     scores = torch.full((len(subject.sae.W_dec),), torch.nan, dtype=torch.float64)
     if equivalence is not None:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from sae_lens import TrainingSAE
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder._saelens import (
@@ -19,6 +18,7 @@ from sae_lens_crosscoder._saelens import (
     SAE_CFG_FILENAME,
     SPARSITY_FILENAME,
     TRAINER_STATE_FILENAME,
+    UNREADABLE_SAE,
     ActivationScaler,
 )
 from sae_lens_crosscoder.activations import SourceScaler
@@ -72,7 +72,7 @@ def load_parent(path: str, device: str = "cpu") -> Parent:
         return _parent_in(folder, path, device)
     except CrosscoderError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE_SAE as error:
         raise DataError(f"The files of {path} are damaged, or do not fit together: {first_line(error)}") from error
 
 
@@ -103,7 +103,7 @@ def load_training_sae(folder: Path, device: str) -> TrainingSAE[Any]:
         sae = TrainingSAE.from_dict({**json.loads((folder / SAE_CFG_FILENAME).read_text()), "device": device})
         sae.load_weights_from_checkpoint(folder)
         return sae
-    except (OSError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE_SAE as error:
         raise NotFoundError(
             f"{folder} holds no training crosscoder: {first_line(error)}. Give a checkpoint, or the output of a run "
             f"whose {SPARSITY_FILENAME} holds {CANONICAL_NORMS}."

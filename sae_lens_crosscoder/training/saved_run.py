@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens_crosscoder._saelens import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME, UNREADABLE_SAE
 from sae_lens_crosscoder.errors import DataError, NotFoundError, first_line
 from sae_lens_crosscoder.fields import merged, read_config_file
 from sae_lens_crosscoder.files import existing_folder
@@ -51,7 +51,7 @@ class SavedRun:
         """
         try:
             return SAE.load_from_disk(self.folder, device=self.device)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except UNREADABLE_SAE as error:
             raise DataError(f"The crosscoder in {self.folder} cannot be read: {first_line(error)}") from error
 
     @cached_property

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from chromium import EXECUTABLE, Chromium
+from chromium import Chromium
 
 import sae_lens_crosscoder
 
@@ -73,15 +73,6 @@ def test_pictures_are_small_enough_for_the_repository() -> None:
     pictures = list((ROOT / "docs" / "pictures").iterdir())
     assert len(pictures) >= 8
     assert {picture.name: size for picture in pictures if (size := picture.stat().st_size) >= 200_000} == {}
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    if EXECUTABLE is None:
-        pytest.skip("no Chromium is installed")
-    opened = Chromium(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

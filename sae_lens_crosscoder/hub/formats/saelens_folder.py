@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
-from safetensors import SafetensorError
 
-from sae_lens_crosscoder._saelens import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens_crosscoder._saelens import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME, UNREADABLE_SAE
 from sae_lens_crosscoder.errors import CheckpointError, SourceError, first_line
 from sae_lens_crosscoder.hub.checked_files import CheckpointFolder
 from sae_lens_crosscoder.hub.formats.checkpoint_format import CheckpointFormat
@@ -41,7 +40,7 @@ def read(folder: CheckpointFolder, options: ReadOptions) -> SAE[Any]:
         )
     try:
         sae = SAE.load_from_disk(folder.path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE_SAE as error:
         raise CheckpointError(f"The SAE in {folder.path} cannot be loaded: {first_line(error)}") from error
     _set_sources(sae, options)
     return sae

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -88,7 +89,7 @@ class Division:
         return torch.nn.utils.get_total_norm([*of_latents, *of_all])
 
 
-class _Exact(Division):
+class _Exact(Division, ABC):
     """The selection of the largest scores of a batch that lies on several ranks."""
 
     @override
@@ -112,9 +113,9 @@ class _Exact(Division):
         above[ties] = before + in_row < k - n_above
         return above
 
+    @abstractmethod
     def _ties_before(self, counts: Int[Tensor, " n_rows"]) -> Int[Tensor, " n_rows"]:
         """Of every token of this rank how many tied scores stand before its own on this rank."""
-        raise NotImplementedError
 
 
 class SplitTokens(_Exact):

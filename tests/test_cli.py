@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from dashboard_subjects import needs_sae_dashboard
 from helpers import CONTEXT, text_dataset, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -180,6 +181,11 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
         (["diff", "nowhere"], "There is no crosscoder at nowhere"),
         (["dashboard", "nowhere"], "Which latents?"),
         (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
+        pytest.param(
+            ["dashboard", "nowhere", "--top", "3", "--diff", "nothing"],
+            "There is no latents.parquet in nothing: run `diff",
+            marks=needs_sae_dashboard,
+        ),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
         (["tran", "run.yaml"], "There is no command 'tran'. Did you mean `train`?"),

@@ -105,10 +105,10 @@ def _written_batches(
     from sae_lens_crosscoder.dashboards.batches import BatchNames
     from sae_lens_crosscoder.dashboards.facts import parse_latents
 
+    latents = parse_latents(options.latents, run.sae.cfg.d_sae)
     subject = DashboardSubject.of_run(run, overrides=parse_fields(options.fields), **given(options, "budget_tokens"))
-    latents = range(len(subject.directions)) if options.latents == "all" else parse_latents(options.latents)
     called = {label: BatchNames(name.model_id, name.source_set, name.layer) for label, name in names.items()}
-    return subject.joint, write_batches(subject, list(latents), options.out / "batches", called)
+    return subject.joint, write_batches(subject, latents, options.out / "batches", called)
 
 
 def _validate(options: Namespace) -> None:

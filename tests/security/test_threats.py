@@ -154,10 +154,11 @@ ADDRESS = f"https://alice:{SECRET[3:]}@host/data"
 
 
 def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
-    for fields in (
+    listed: list[dict[str, Any]] = [
         {"dataset_path": ADDRESS},
         {"dataset_path": "", "datasets": [{"path": "json", "data_files": ADDRESS}]},
-    ):
+    ]
+    for fields in listed:
         with pytest.raises(ConfigError, match=r"holds an address with a password.*fetch files") as refused:
             run_config(standard_config(), **fields)
         assert SECRET[3:] not in str(refused.value)

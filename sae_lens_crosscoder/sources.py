@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from sae_lens_crosscoder.access_token import secret_in
+from sae_lens_crosscoder.credentials import secret_in
 from sae_lens_crosscoder.errors import SourceError
 from sae_lens_crosscoder.fields import checked_fields
 

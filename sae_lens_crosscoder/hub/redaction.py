@@ -17,7 +17,7 @@ from html import escape
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
-from sae_lens_crosscoder.access_token import secret_in
+from sae_lens_crosscoder.credentials import secret_in
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.hub.names import is_local, looks_like_path
 from sae_lens_crosscoder.sources import Sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_crosscoder.access_token import secret_in
+from sae_lens_crosscoder.credentials import secret_in
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.parallel.layouts import check_dictionary_layout

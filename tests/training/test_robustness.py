@@ -17,8 +17,10 @@ from sae_lens import SAE, BatchTopKTrainingSAEConfig, LoggingConfig, TrainingSAE
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, Source, Sources
+from sae_lens_crosscoder.activations import SourceScaler
 from sae_lens_crosscoder.errors import ConfigError, DivergedError, NotFoundError, SaveError, SourceError
 from sae_lens_crosscoder.files import check_writable, written_aside
+from sae_lens_crosscoder.training.parent import load_parent
 from sae_lens_crosscoder.training.saved_run import SavedRun
 
 
@@ -268,6 +270,11 @@ def test_a_finished_crosscoder_that_goes_on_keeps_the_scales_that_were_folded_in
     again = Sources.from_metadata(SAE.load_from_disk(tmp_path / "output").cfg.metadata).activation_scales
     assert again == pytest.approx(scales, rel=1e-6)
     assert 1.0 not in again
+    parent, scaler = load_parent(str(tmp_path / "output")), SourceScaler(tiny_pair().sources)
+    parent.set_scales(scaler)
+    x = 3 * torch.randn(20, 32)
+    reconstructed = scaler.unscale(parent.sae.eval()(scaler.scale(x)))
+    torch.testing.assert_close(reconstructed, SAE.load_from_disk(tmp_path / "output")(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def evaluate_saved(folder: Path, evaluator: CrosscoderEvaluator, cfg: Crosscoder
 def _advice(error: BaseException, folder: Path, cfg: CrosscoderRunnerConfig[Any]) -> str:
     n_prompts = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
     fewer = max(1, n_prompts // 2)
-    n_batches = -(-cfg.n_eval_batches * n_prompts // fewer)
+    n_batches = cfg.n_eval_batches * n_prompts // fewer  # one more would reach into the training data
     return (
         f"There was no memory left for the evaluation of what was saved: {first_line(error)}. Training is finished and "
         f"{folder} holds the crosscoder, whole; only its {METRICS_FILENAME} is missing. Start the run again with "

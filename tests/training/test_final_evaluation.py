@@ -62,21 +62,21 @@ def test_an_evaluation_without_memory_names_the_crosscoder_and_is_made_up_for(tm
         train(tmp_path, resume_from_checkpoint="auto")
 
 
-def test_the_command_that_evaluates_fewer_sequences_at_once_takes_the_same_ones(tmp_path: Path) -> None:
+def test_the_command_that_evaluates_fewer_sequences_at_once_takes_no_other_ones(tmp_path: Path) -> None:
     with pytest.raises(MemoryFullError) as full:
         fail_in_evaluation(tmp_path, MemoryError("of the models"), n_eval_batches=3, eval_batch_size_prompts=5)
     out = tmp_path / "output"
     command = re.search(rf"sae-lens-crosscoder eval {out} (.*) --out {out / 'metrics.json'}$", str(full.value))
     assert command is not None
     fields = {name[2:]: int(value) for name, value in re.findall(r"(--\w+) (\d+)", command[1])}
-    assert fields == {"eval_batch_size_prompts": 2, "n_eval_batches": 8}
+    assert fields == {"eval_batch_size_prompts": 2, "n_eval_batches": 7}
     run = SavedRun(out)
     (before,), (now,) = (
         PairedActivationsStore.from_config(tiny_pair(), run.config(changed), token_dataset(400)).eval_sequences.values()
         for changed in ({}, fields)
     )
-    assert torch.equal(now[: len(before)], before)
-    assert len(now) - len(before) == 1
+    assert torch.equal(now, before[:14])
+    assert len(before) == 15
 
 
 def test_a_run_that_is_ended_in_its_evaluation_needs_nothing_but_its_models_to_make_up_for_it(

@@ -57,6 +57,7 @@ def written_aside(folder: str | Path) -> Generator[Path]:
             aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
             yield aside
             for path in (*aside.rglob("*"), aside):
+                _open_to_readers(path)
                 _sync(path)
             if fixed:
                 _move_files(aside, target)
@@ -177,6 +178,7 @@ def file_written_aside(path: str | Path) -> Generator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _open_to_readers(aside)
         _sync(aside)
         aside.replace(target)
         _sync(target.parent)
@@ -237,6 +239,15 @@ def existing_folder(path: str | Path, what: str) -> Path:
         hint = f" Beside it there are: {', '.join(near[:5])}." if near else ""
         raise NotFoundError(f"There is no {what} at {folder}.{hint}")
     return folder
+
+
+def _open_to_readers(path: Path) -> None:
+    """Let those read a file who may by the process's umask: safetensors makes files that only their owner can read."""
+    if path.is_file() and not path.is_symlink() and os.name != "nt":
+        umask = os.umask(0o077)
+        os.umask(umask)
+        with suppress(OSError):  # a file system without modes
+            path.chmod(path.stat().st_mode | (0o666 & ~umask))
 
 
 def _sync(path: Path) -> None:

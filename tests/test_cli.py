@@ -61,6 +61,21 @@ def train_arguments(models: Path, out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--resume_from_checkpoint"])
+def test_a_finished_run_that_is_started_again_to_go_on_evaluates_if_it_has_not_and_ends_well(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    out = tmp_path / "crosscoder"
+    assert cli.main(train_arguments(models, out)) == 0
+    metrics = (out / "metrics.json").read_text()
+    (out / "metrics.json").unlink()
+    assert cli.main([*train_arguments(models, out), flag, "auto"]) == 0
+    assert "finished but for its evaluation" in capsys.readouterr().out
+    assert (out / "metrics.json").read_text() == metrics
+    assert cli.main([*train_arguments(models, out), flag, "auto"]) == 0
+    assert cli.main(train_arguments(models, out)) == cli.EXIT_BAD_INPUT
+
+
 def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from sae_lens import SAE
 from safetensors.torch import save_file
 
 from sae_lens_crosscoder.errors import NotFoundError, SaveError
-from sae_lens_crosscoder.files import existing_folder, remove_leftovers, write_json, written_aside
+from sae_lens_crosscoder.files import existing_folder, file_written_aside, remove_leftovers, write_json, written_aside
 
 
 def names(folder: Path) -> list[str]:
@@ -30,6 +32,21 @@ def test_what_is_written_aside_stands_in_place_when_the_block_ends(tmp_path: Pat
     assert (tmp_path / "deep" / "out" / "inner" / "b.txt").read_text() == "2"
     assert names(tmp_path / "deep") == ["out"]
     assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_whoever_may_read_what_the_process_writes_may_read_tensors_too(tmp_path: Path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        with written_aside(tmp_path / "folder") as aside, file_written_aside(tmp_path / "shard") as shard:
+            for path in (aside / "tensors", shard):
+                path.touch(mode=0o600)  # as safetensors does
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    for name in ("folder/tensors", "shard"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
 
 
 def test_files_are_replaced_and_others_stay(tmp_path: Path):

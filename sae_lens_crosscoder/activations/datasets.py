@@ -8,6 +8,7 @@ no sequence mixes two data sets, and the position in the stream is the data set 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,7 @@ def packed_sequences(
     if not head:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
     kind, column = kind_and_column(head[0], config)
+    check_document(head[0][column], kind, column, config)
     columns = list(head[0])
     if kind == "tokens":
         if pack_texts is not None:
@@ -244,13 +246,11 @@ def packed_sequences(
 
     def pack(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = batch[column]
+        for row in rows:
+            check_document(row, kind, column, config)
         if kind == "tokens":
-            cut = (list(row[: form.context_size]) for row in rows)
+            cut = ([int(token) for token in row[: form.context_size]] for row in rows)
             return labelled([row for row in cut if len(row) == form.context_size])
-        if any(row is None for row in rows):
-            raise DataError(
-                f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out before training."
-            )
         texts = _chats_as_texts(rows, config, tokenizer) if kind == "chat" else rows
         rows = _packed(texts, tokenizer, form) if pack_texts is None else pack_texts(texts)
         return labelled(list(rows))
@@ -337,12 +337,40 @@ def kind_and_column(row: dict[str, Any], config: DatasetConfig) -> tuple[str, st
     )
 
 
+def check_document(value: Any, kind: str, column: str, config: DatasetConfig) -> None:
+    """Raises:
+    DataError: A document that is not of the data set's kind.
+    """
+    if value is None:
+        raise DataError(f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out.")
+    if kind == "tokens":
+        fits = _are_token_ids(value)
+    else:
+        fits = isinstance(value, str) if kind == "text" else isinstance(value, Sequence) and not isinstance(value, str)
+    if not fits:
+        what = {"tokens": "list of token ids", "text": "text", "chat": "list of messages"}[kind]
+        raise DataError(
+            f"Data set {config.title!r} holds {kind}, but a row's {column!r} is no {what}: {str(value)[:80]!r}. Set "
+            "kind and column, or filter such rows out."
+        )
+
+
+def _are_token_ids(value: Any) -> bool:
+    try:
+        for token in value:
+            operator.index(token)
+    except TypeError:
+        return False
+    return True
+
+
 def _kind_of(value: Any, config: DatasetConfig) -> str:
     if isinstance(value, str):
         return "text"
-    if len(value) > 0 and isinstance(value[0], int):
+    first = next(iter(cast("Sequence[object]", value)), None) if isinstance(value, Sequence) else None
+    if isinstance(first, int):
         return "tokens"
-    if len(value) > 0 and isinstance(value[0], Mapping):
+    if isinstance(first, Mapping):
         return "chat"
     raise DataError(
         f"Column {config.column!r} of data set {config.title!r} is neither text nor token ids nor a chat: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import Tensor
 from sae_lens_crosscoder.activations.datasets import (
     DatasetConfig,
     SequenceFormat,
+    check_document,
     kind_and_column,
     mixture_weights,
 )
@@ -110,7 +111,7 @@ def labelled_rows(
     if first is None:
         raise DataError(f"Data set {config.title!r} is empty. Look at its path, split and configuration name.")
     kind, column = kind_and_column(cast("dict[str, Any]", first), config)
-    values = (cast("dict[str, Any]", row)[column] for row in plain)
+    values = _checked((cast("dict[str, Any]", row)[column] for row in plain), kind, column, config)
     if kind == "tokens":
         for ids in values:
             if len(ids) >= form.context_size:
@@ -119,7 +120,7 @@ def labelled_rows(
         return
     if tokenizer is None:
         raise DataError(f"Data set {config.title!r} holds {kind}, but the models have no tokenizer.")
-    read = _chat_reader(config, tokenizer) if kind == "chat" else _text_reader(config, column, tokenizer)
+    read = _chat_reader(config, tokenizer) if kind == "chat" else lambda text: text_token_roles(text, tokenizer)
     yield from pack_with_roles((roled for value in values if (roled := read(value)) is not None), tokenizer, form)
 
 
@@ -140,10 +141,7 @@ def _chat_reader(config: DatasetConfig, tokenizer: Any) -> Callable[[Any], Roled
     return read
 
 
-def _text_reader(config: DatasetConfig, column: str, tokenizer: Any) -> Callable[[Any], RoledTokens]:
-    def read(text: Any) -> RoledTokens:
-        if text is None:
-            raise DataError(f"Data set {config.title!r} has rows whose {column!r} is empty (None). Filter them out.")
-        return text_token_roles(text, tokenizer)
-
-    return read
+def _checked(values: Iterable[Any], kind: str, column: str, config: DatasetConfig) -> Iterator[Any]:
+    for value in values:
+        check_document(value, kind, column, config)
+        yield value

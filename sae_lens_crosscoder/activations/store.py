@@ -388,10 +388,9 @@ class PairedActivationsStore(ActivationsStore):
         self.n_dataset_processed = int(state["n_dataset_processed"])
         self.n_batches_served = int(state["n_batches_served"])
         self._n_rows_in_epoch = int(state["n_rows_in_epoch"])
-        self._returned = state.get("returned_batch")
-        if "epochs" in position:  # not in checkpoints from before 0.1.0
-            self.epochs.load_state_dict(position["epochs"])
-            self.care.skipped[:] = position["skipped_shards"]
+        self._returned = state["returned_batch"].to(self.device) if "returned_batch" in state else None
+        self.epochs.load_state_dict(position["epochs"])
+        self.care.skipped[:] = position["skipped_shards"]
         self._go_to(int(state["n_epochs_finished"]), position["state"])
         self._dataloader = None
 

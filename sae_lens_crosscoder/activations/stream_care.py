@@ -42,7 +42,8 @@ class Patience:
 
     def wait_seconds(self, n_failed: int) -> float:
         """The wait after so many failures, 1 or more."""
-        return min(self.retry_seconds * 2.0 ** (n_failed - 1), LONGEST_WAIT_SECONDS)
+        # A power that a float cannot hold is an error in Python.
+        return min(self.retry_seconds * 2.0 ** min(n_failed - 1, 1000), LONGEST_WAIT_SECONDS)
 
 
 @dataclass

@@ -100,6 +100,8 @@ def chat_token_roles(
             "version: AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     for message in messages:
+        if not isinstance(message, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DataError(f"A chat message has no 'role' and 'content': {str(message)[:120]!r}. Drop the chat.")
         if not isinstance(message.get("content"), str):
             raise DataError(
                 f"A chat message of role {message.get('role')!r} has a content that is no string: "

@@ -46,12 +46,13 @@ def _train(options: Namespace) -> None:
     from sae_lens_crosscoder.training.parallel.joining import leave
 
     cfg = run_config(options, **({} if options.resume is None else {"resume_from_checkpoint": options.resume}))
+    resumes = cfg.resume_from_checkpoint is not None
     torch.manual_seed(cfg.seed)  # of the first weights: a process would begin with others every time
     try:
         runner = CrosscoderTrainingRunner(cfg)
         runner.run()
     except FinishedError as error:
-        if options.resume is None:
+        if not resumes:
             raise
         print(error)  # whoever restarts a job until it is done must see that it is
     else:

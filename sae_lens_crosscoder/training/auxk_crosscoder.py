@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.sparse.encoder import ScoredPairs
 from sae_lens_crosscoder.training.sparse.forward import SparseCodes, dense_reason, encoder_of, sparse_output
@@ -22,10 +23,19 @@ from sae_lens_crosscoder.training.sparse.ties import positions_of_largest
 
 @dataclass(kw_only=True)
 class AuxKTrainingCrosscoderConfig(TrainingCrosscoderConfig, ABC):
-    """Configuration of crosscoders that keep the largest codes."""
+    """Configuration of crosscoders that keep the largest codes.
+
+    Raises:
+        ConfigError: A negative `aux_loss_coefficient`.
+    """
 
     aux_loss_coefficient: float = 1 / 32
     """Weight of the loss that lets dead latents explain what the others leave; 0 is off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.aux_loss_coefficient >= 0:
+            raise ConfigError(f"aux_loss_coefficient={self.aux_loss_coefficient} must be 0 or more.")
 
 
 T_AUXK_CONFIG = TypeVar("T_AUXK_CONFIG", bound=AuxKTrainingCrosscoderConfig)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from sae_lens_crosscoder.activations.batches import ShardedBatches
 from sae_lens_crosscoder.errors import (
     DataError,
+    DivergedError,
     MemoryFullError,
     NonFiniteError,
     SaveError,
@@ -26,6 +27,7 @@ from sae_lens_crosscoder.training.trainer import CrosscoderTrainer
 NON_FINITE_BATCH = "non_finite_batch.safetensors"
 """Tokens and activations of the forward pass that stopped a run."""
 
+_CHANGED = "with fields that were changed"  # auto looks for a run of the very same ones
 _FULL = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
 
@@ -46,17 +48,25 @@ def fit_or_save(
         said, checkpoint = _saved(trainer, batches, cfg)
         raise TrainingInterrupted(f"Training was interrupted while it waited for data. {said}", checkpoint) from error
     except NonFiniteError as error:
-        batch = ""
-        if cfg.output_path is not None:
-            path = write_file(Path(cfg.output_path) / NON_FINITE_BATCH, save(dict(error.batch)))
-            batch = f" The tokens and their activations are in {path}."
-        raise NonFiniteError(_told(str(error) + batch, trainer, batches, cfg), error.batch) from error
+        told = _told(str(error), trainer, batches, cfg)  # first: the batch may take the room of the checkpoint
+        raise NonFiniteError(told + _kept_batch(error, cfg), error.batch) from error
     except DataError as error:
         raise type(error)(_told(str(error), trainer, batches, cfg)) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryFullError(_told(_advice(error, trainer), trainer, batches, cfg)) from error
+
+
+def _kept_batch(error: NonFiniteError, cfg: CrosscoderRunnerConfig[Any]) -> str:
+    """Save the batch that no training goes on from; what to tell of it."""
+    if cfg.output_path is None:
+        return ""
+    try:
+        path = write_file(Path(cfg.output_path) / NON_FINITE_BATCH, save(dict(error.batch)))
+    except SaveError as refused:
+        return f" The tokens and their activations could not be saved: {refused}"
+    return f" The tokens and their activations are in {path}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,7 +104,8 @@ def _saved(
         return "Nothing was lost: no step had been made.", None
     if trainer.division.ranks.is_several or trainer.doing in ("logging", "evaluation"):
         # The other processes are elsewhere and would not take part; until it is logged a step is half counted.
-        return "The last checkpoint is what is saved; --resume auto goes on from it.", None
+        last = f"--resume with its folder below {cfg.checkpoint_path}"
+        return f"The last checkpoint is what is saved; --resume auto goes on from it, {last} also {_CHANGED}.", None
     if trainer.n_training_samples >= trainer.cfg.total_training_samples:
         return "All steps were made, but not saved; --resume auto goes on from the last checkpoint.", None
     if trainer.undone_batch is not None:
@@ -102,6 +113,7 @@ def _saved(
     checkpoint = f"{cfg.checkpoint_path}/{trainer.n_training_samples}"
     try:
         trainer.save_checkpoint(str(trainer.n_training_samples))
-    except SaveError as refused:
+    except (SaveError, DivergedError) as refused:
         return f"No further checkpoint could be saved: {refused}", None
-    return f"What was trained is in {checkpoint}; --resume auto goes on from it.", checkpoint
+    told = f"What was trained is in {checkpoint}; --resume auto goes on from it, --resume {checkpoint} also {_CHANGED}."
+    return told, checkpoint

@@ -31,7 +31,8 @@ class JumpReLUTrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig):
     """Configuration of `JumpReLUTrainingCrosscoder`; defaults are those of crosscode's January 2025 crosscoder.
 
     Raises:
-        ConfigError: An unknown penalty, a bandwidth that is not positive, or a firing rate outside (0, 1).
+        ConfigError: An unknown penalty, a negative weight or warm-up, a bandwidth or slope that is not positive, or a
+            firing rate outside (0, 1).
     """
 
     schedule_fields: ClassVar[tuple[str, ...]] = ("l0_warm_up_steps",)
@@ -64,8 +65,12 @@ class JumpReLUTrainingCrosscoderConfig(PenalisedTrainingCrosscoderConfig):
         super().__post_init__()
         if self.sparsity_loss not in get_args(SparsityLoss):
             raise ConfigError(f"sparsity_loss={self.sparsity_loss!r} is unknown. Use one of tanh, step.")
-        if not self.jumprelu_bandwidth > 0:
-            raise ConfigError(f"jumprelu_bandwidth={self.jumprelu_bandwidth} must be positive.")
+        for name in ("jumprelu_bandwidth", "tanh_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be positive.")
+        for name in ("l0_coefficient", "pre_act_loss_coefficient", "l0_warm_up_steps"):
+            if not (getattr(self, name) or 0) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more.")
         if not 0 < self.initial_firing_rate < 1:
             raise ConfigError(f"b_enc_firing_rate={self.b_enc_firing_rate} must lie between 0 and 1.")
 

@@ -118,9 +118,11 @@ def _from_finished_run(path: str, left_out: dict[str, torch.Tensor], device: str
     sae = TrainingSAE.from_dict({**sae_config(cast("dict[str, Any]", values)).to_dict(), "device": device})
     if not isinstance(sae, TrainingCrosscoder):
         raise DataError(f"{path} holds {CANONICAL_NORMS}, but its configuration is that of {sae.cfg.architecture()}.")
-    sae.load_inference_state_dict(run.sae.state_dict(), left_out, run.sources.activation_scales)
-    trained_with_scales = sae.cfg.normalize_activations != "none"
-    scales = run.sources.activation_scales if trained_with_scales else None
+    scales = run.sources.activation_scales
+    sae.load_inference_state_dict(run.sae.state_dict(), left_out, scales)
+    # Without normalisation there may be scales all the same: of a finished crosscoder that went on.
+    trained_with_scales = sae.cfg.normalize_activations != "none" or any(scale != 1 for scale in scales)
+    scales = scales if trained_with_scales else None
     return Parent(path, sae, scales, _stages(json.loads((run.folder / SAE_CFG_FILENAME).read_text())["metadata"]))
 
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import wandb
-from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
+from sae_lens import LanguageModelSAETrainingRunner, TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 from typing_extensions import override
 
 from sae_lens_crosscoder._saelens import (
     RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
     SPARSITY_FILENAME,
     ActivationScaler,
 )
@@ -38,17 +36,10 @@ from sae_lens_crosscoder.files import (
 )
 from sae_lens_crosscoder.joint_model import JointModel
 from sae_lens_crosscoder.manifest import write_manifest
-from sae_lens_crosscoder.training.checkpoints import (
-    AUTO,
-    RUN,
-    check_checkpoint,
-    is_finished,
-    newest_whole_checkpoint,
-    store_state,
-    store_state_filename,
-)
+from sae_lens_crosscoder.training.checkpoints import RUN, store_state, store_state_filename
 from sae_lens_crosscoder.training.crosscoder import TrainingCrosscoder, TrainingCrosscoderConfig
 from sae_lens_crosscoder.training.failing import fit_or_save
+from sae_lens_crosscoder.training.final_evaluation import TRAINING, evaluate_saved
 from sae_lens_crosscoder.training.needs import check_needs
 from sae_lens_crosscoder.training.parallel.division import division_for
 from sae_lens_crosscoder.training.parallel.joining import join, place
@@ -58,9 +49,8 @@ from sae_lens_crosscoder.training.parent import Parent, load_parent, load_traini
 from sae_lens_crosscoder.training.runner_config import CrosscoderRunnerConfig
 from sae_lens_crosscoder.training.saved_run import DEAD_LATENTS, METRICS_FILENAME
 from sae_lens_crosscoder.training.signals import stops_on_signal
+from sae_lens_crosscoder.training.start import choose_start
 from sae_lens_crosscoder.training.trainer import CrosscoderTrainer, TrainerParts
-
-logger = logging.getLogger(__name__)
 
 
 class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
@@ -106,8 +96,9 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         self.ranks = join(cfg.device, cfg.process_timeout_seconds)
         check_processes(self.ranks.n, cfg.n_data_shards, cfg.compile_sae)
         place(cfg, self.ranks)
-        self._prepare_folders()
-        check_needs(cfg, self.ranks.n)
+        self._only_evaluates = self._prepare_folders()
+        if not self._only_evaluates:
+            check_needs(cfg, self.ranks.n)
         if override_model is not None and override_model.sources.unscaled() != cfg.joint_sources:
             raise ConfigError(
                 f"override_model has the sources {override_model.sources.labels} ({override_model.sources.combine}, "
@@ -123,9 +114,15 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         ]
         self.activations_store = self._stores[0]
         self._join_eval_sequences()
+        self.evaluator = self._new_evaluator()
+        if not self._only_evaluates:
+            self._take_sae(override_sae)
+
+    def _take_sae(self, override_sae: TrainingSAE[Any] | None) -> None:
+        """Set the crosscoder to train, and where it comes from."""
         self._parent: Parent | None = None
         self.sae = override_sae if override_sae is not None else self._new_sae()
-        self._starts_trained = override_sae is not None or cfg.from_pretrained_path is not None
+        self._starts_trained = override_sae is not None or self.cfg.from_pretrained_path is not None
         if self._starts_trained:
             self._adopt_sae_config()
         if self.ranks.is_several and not isinstance(self.sae, TrainingCrosscoder):
@@ -133,8 +130,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 f"{self.sae.cfg.architecture()} cannot be trained by several processes, only crosscoders can: each "
                 "process would train one of its own. Start one process."
             )
-        self.sae.to(cfg.device)
-        self.evaluator = self._new_evaluator()
+        self.sae.to(self.cfg.device)
 
     @override
     def run(self) -> TrainingSAE[Any]:
@@ -146,7 +142,10 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             DataError: A stream broke for good, or the data or the cache are damaged.
             MemoryFullError: A device has no memory left. This and the two above save a checkpoint first, if
                 `checkpoint_path` is set.
+            FinishedError: It was finished but for its evaluation, which was made.
         """
+        if self._only_evaluates:
+            self._make_up_for_evaluation()
         self._set_sae_metadata()
         logger = self.cfg.logger
         if logger.log_to_wandb and self.ranks.is_first:
@@ -185,14 +184,32 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
             return sae
         _write_sources(sae, self.model.sources.with_activation_scales(trainer.folded_scales))
         if self.cfg.output_path is not None:
-            self._save_output(sae, Path(self.cfg.output_path), trainer)
-            self._evaluate_saved(Path(self.cfg.output_path), trainer, data)
+            self._save_output(sae, Path(self.cfg.output_path), trainer, data)
+            self._evaluate_saved(Path(self.cfg.output_path), trainer)
         if logger.log_to_wandb:
             wandb.finish()
         return sae
 
-    def _save_output(self, sae: TrainingSAE[Any], folder: Path, trainer: CrosscoderTrainer) -> None:
+    def _make_up_for_evaluation(self) -> NoReturn:
+        folder = Path(str(self.cfg.output_path))
+        if self.ranks.is_first and self.evaluator is not None:
+            evaluate_saved(folder, self.evaluator, self.cfg)
+        raise FinishedError(
+            f"The run was finished but for its evaluation, which is in {folder / METRICS_FILENAME} now."
+        )
+
+    def _save_output(
+        self, sae: TrainingSAE[Any], folder: Path, trainer: CrosscoderTrainer, data: dict[str, Any]
+    ) -> None:
         """Save the stock SAELens SAE and the run's configuration, aside, then move them into place."""
+        assert self.cfg.dead_feature_window is not None
+        training = {
+            "n_tokens": trainer.n_training_samples,
+            "n_steps": trainer.n_training_steps,
+            "dead_latents": int(trainer.dead_neurons.sum()),
+            "dead_after_n_tokens": self.cfg.dead_feature_window * trainer.cfg.train_batch_size_samples,
+            **data,
+        }
         with written_aside(folder) as aside:
             weights, config = sae.save_inference_model(aside)
             sparsity = {
@@ -203,7 +220,9 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
                 sparsity |= {name: tensor.cpu() for name, tensor in sae.left_out_of_inference().items()}
             save_file(sparsity, aside / SPARSITY_FILENAME)
             write_json(aside / RUNNER_CFG_FILENAME, self.cfg.to_dict())
-            write_manifest(aside, **{RUN: self._run})
+            write_manifest(aside, **{RUN: self._run, TRAINING: training})
+            # Those of a crosscoder that is replaced would be taken for this one's.
+            (folder / METRICS_FILENAME).unlink(missing_ok=True)
         if self.cfg.logger.log_to_wandb:
             # After the files are in place: whatever W&B raises, the crosscoder is saved.
             self.cfg.logger.log(
@@ -251,17 +270,20 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         n = self.cfg.n_data_shards // self.ranks.n
         return range(self.ranks.rank * n, (self.ranks.rank + 1) * n)
 
-    def _prepare_folders(self) -> None:
-        def prepared() -> tuple[str | None, str | None]:
+    def _prepare_folders(self) -> bool:
+        """See that the run can write, and choose its checkpoint; whether it is finished but for its evaluation."""
+
+        def prepared() -> tuple[bool, str | None, str | None]:
             for folder in (self.cfg.output_path, self.cfg.checkpoint_path):
                 if folder is not None:
                     check_writable(folder)
                     remove_leftovers(folder)
-            _choose_checkpoint(self.cfg, self._run)
-            return self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
+            only_evaluates = choose_start(self.cfg, self._run)
+            return only_evaluates, self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path
 
         # All ranks are told of an error: that a run is finished is none of a lost process.
-        self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.done_by_first(prepared)
+        only_evaluates, self.cfg.resume_from_checkpoint, self.cfg.checkpoint_path = self.ranks.done_by_first(prepared)
+        return only_evaluates
 
     def _join_eval_sequences(self) -> None:
         """Give the first store the held-out sequences of all shards."""
@@ -311,23 +333,12 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         skipped = list(dict.fromkeys(shard for _, left_out in of_shards for shard in left_out))
         return {**(epochs.summary() if self.ranks.is_first else {}), "skipped_shards": skipped}
 
-    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer, data: dict[str, Any]) -> None:
-        """Measure what was saved, as anyone will load it, and write `metrics.json`."""
+    def _evaluate_saved(self, folder: Path, trainer: CrosscoderTrainer) -> None:
         if self.evaluator is None:
             return
-        sae = SAE.load_from_disk(folder, device=self.cfg.device)
-        metrics = self.evaluator.evaluate(sae, progress=True)
+        metrics = evaluate_saved(folder, self.evaluator, self.cfg)
         if self.cfg.logger.log_to_wandb:
             wandb.log(flat_metrics(metrics, "eval"), step=trainer.n_training_steps)
-        assert self.cfg.dead_feature_window is not None
-        metrics["training"] = {
-            "n_tokens": trainer.n_training_samples,
-            "n_steps": trainer.n_training_steps,
-            "dead_latents": int(trainer.dead_neurons.sum()),
-            "dead_after_n_tokens": self.cfg.dead_feature_window * trainer.cfg.train_batch_size_samples,
-            **data,
-        }
-        write_json(folder / METRICS_FILENAME, metrics)
 
     @override
     def _set_sae_metadata(self) -> None:
@@ -362,32 +373,3 @@ def _check_own_fields(given: TrainingCrosscoderConfig, wanted: TrainingCrosscode
 def _write_sources(sae: TrainingSAE[Any], sources: Any) -> None:
     for name, value in sources.to_metadata().items():
         sae.cfg.metadata[name] = value
-
-
-def _choose_checkpoint(cfg: CrosscoderRunnerConfig[Any], run: str) -> None:
-    """Fill in the checkpoint that "auto" stands for; raise if the run is finished or would replace another's output."""
-    output = None if cfg.output_path is None else Path(cfg.output_path)
-    resumes, auto = cfg.resume_from_checkpoint is not None, cfg.resume_from_checkpoint == AUTO
-    if output is not None and (output / SAE_CFG_FILENAME).is_file() and not cfg.overwrite_output:
-        if is_finished(output, run):
-            raise FinishedError(
-                f"The run is finished: {output} holds the crosscoder of this very configuration. Raise training_tokens "
-                "to train on, or set overwrite_output=True to train it once more."
-            )
-        if not resumes or auto:
-            raise ConfigError(
-                f"{output} holds a crosscoder of another run, which would be replaced. Choose another output_path, or "
-                "set overwrite_output=True."
-            )
-    if auto:
-        if cfg.checkpoint_path is None:
-            raise ConfigError(f"resume_from_checkpoint={AUTO!r} looks below checkpoint_path, which is not set. Set it.")
-        found = newest_whole_checkpoint(Path(cfg.checkpoint_path).parent, run)
-        if found is None:
-            logger.info("There is no checkpoint of this configuration yet; the run begins.")
-            cfg.resume_from_checkpoint = None
-        else:
-            logger.info("The run goes on from %s.", found)
-            cfg.resume_from_checkpoint, cfg.checkpoint_path = str(found), str(found.parent)
-    elif cfg.resume_from_checkpoint is not None:
-        check_checkpoint(cfg.resume_from_checkpoint)

@@ -35,7 +35,8 @@ def stops_on_signal(trainer: CrosscoderTrainer) -> Generator[None]:
             signal.raise_signal(number)
         trainer.stop_requested = True
 
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    # A handler that is None was set from outside Python, which cannot put it back.
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     previous = {number: signal.signal(number, request_stop) for number in heard}
     try:
         yield

@@ -15,7 +15,7 @@ class StepTable:
     """Writes one row a step: `step`, then the metrics in alphabetical order of the first row.
 
     Args:
-        path: The CSV file; None writes nothing. It is made with the first row.
+        path: The CSV file; None writes nothing. It is made with the first row; one of another run is removed at once.
         n_steps_done: Steps that the run has made. Rows of an earlier run up to here are kept, later ones are dropped,
             because the resumed run makes those steps anew; 0 begins a new file.
     """
@@ -27,6 +27,8 @@ class StepTable:
         self._columns: list[str] = []
 
     def __enter__(self) -> StepTable:
+        if self._path is not None and self._n_steps_done == 0:
+            self._path.unlink(missing_ok=True)
         return self
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:

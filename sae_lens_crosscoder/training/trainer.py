@@ -105,7 +105,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.activation_scaler = parts.scaler
         self.parts = parts
         self.stop_requested = False
-        self.division = sae.division if isinstance(sae, TrainingCrosscoder) else Division()
+        is_ours = isinstance(sae, TrainingCrosscoder)
+        self.division = sae.division if is_ours else Division()
         if self.division.splits_latents:
             self.act_freq_scores = self.act_freq_scores.new_zeros(len(self.division.shard(sae.cfg.d_sae)))
             self.n_forward_passes_since_fired = self.act_freq_scores.clone()
@@ -113,8 +114,8 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.doing: Doing = "harvest"
         self.undone_batch: Tensor | None = None
         """The batch whose step failed, and left nothing behind."""
-        self.folded_scales = [1.0] * len(parts.sources)
-        """The factor of each source that is folded into the weights."""
+        self.folded_scales: list[float] = sae.source_scales.tolist() if is_ours else [1.0] * len(parts.sources)
+        """The factor of each source that is folded into the weights, of a finished crosscoder before it goes on."""
 
     @override
     def fit(self) -> TrainingSAE[Any]:
@@ -143,7 +144,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
                 if self._is_logging_step():
                     self.doing = "logging"
                     row = self._curve_row(output)
-                    self._check_finite(row["losses/overall_loss"], self._sum_of_weights())
+                    self._check_finite(self.n_training_steps + 1, row["losses/overall_loss"], self._sum_of_weights())
                     watch.look(self.n_training_steps + 1, row)
                     curve.write(self.n_training_steps + 1, row)
                     self._log(row)
@@ -160,7 +161,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         if isinstance(self.sae, TrainingCrosscoder):
             self.sae.gradient_memory.keep({})  # there is no next step
         self._log(self.full_sparsity_window_log())
-        self._check_finite(self._sum_of_weights())
+        self._check_finite(self.n_training_steps, self._sum_of_weights())
         if self.cfg.save_final_checkpoint:
             self.save_checkpoint(checkpoint_name=f"final_{self.n_training_samples}")
         self._fold_scales()
@@ -243,8 +244,10 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Save everything a run needs to go on, aside, then move it into place whole.
 
         Raises:
+            DivergedError: The weights are infinite or not a number; the checkpoints before are kept.
             SaveError: The system refused a write. No half-written checkpoint stays.
         """
+        self._check_finite(self.n_training_steps, self._sum_of_weights())
         base = base_path if base_path is not None else self.cfg.checkpoint_path
         if base is None:
             if self.cfg.logger.log_to_wandb:
@@ -353,11 +356,11 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Not finite if any weight is not: a sparse step leaves out latents whose scores are not a number."""
         return self._total(torch.stack([weights.sum().float() for weights in self.sae.parameters()]).sum()).item()
 
-    def _check_finite(self, *values: float) -> None:
+    def _check_finite(self, step: int, *values: float) -> None:
         if not all(math.isfinite(value) for value in values):
             raise DivergedError(
-                f"Training diverged by step {self.n_training_steps + 1}: the loss or the weights are infinite or not a "
-                "number. Lower lr, or look for extreme activations (max_activation_norm_multiple drops them)."
+                f"Training diverged by step {step}: the loss or the weights are infinite or not a number. Lower lr, or "
+                "look for extreme activations (max_activation_norm_multiple drops them)."
             )
 
     @override
@@ -365,8 +368,7 @@ class CrosscoderTrainer(SAETrainer[TrainingSAE[Any], Any]):
         return (self.n_training_steps + 1) % self.cfg.logger.wandb_log_frequency == 0
 
     def _is_evaluation_step(self) -> bool:
-        logger = self.cfg.logger
-        every = logger.wandb_log_frequency * logger.eval_every_n_wandb_logs
+        every = self.cfg.logger.wandb_log_frequency * self.cfg.logger.eval_every_n_wandb_logs
         return self.evaluator is not None and (self.n_training_steps + 1) % every == 0
 
     def _evaluate(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sae_lens_crosscoder.activations.datasets import (
     mixture_weights,
     packed_sequences,
 )
+from sae_lens_crosscoder.activations.labelled_sequences import labelled_rows
 from sae_lens_crosscoder.errors import ConfigError, DataError, NotFoundError
 
 FORM = SequenceFormat(CONTEXT)
@@ -216,6 +217,36 @@ def test_the_configured_kind_decides_which_usual_columns_are_looked_for():
 def test_a_column_of_something_else_is_refused():
     with pytest.raises(DataError, match="'score' of data set 'data' is neither text nor token ids nor a chat"):
         packed(Dataset.from_dict({"score": [[0.5, 0.25]]}), column="score", label="data")
+
+
+@pytest.mark.parametrize(
+    ("documents", "config", "message"),
+    [
+        ([None, "the owl"], {"column": "c"}, "Column 'c' .* is neither text nor token ids nor a chat: 'None'"),
+        ([3, 4], {"column": "c"}, "is neither text nor token ids nor a chat: '3'"),
+        ([3, 4], {"column": "c", "kind": "text"}, "holds text, but a row's 'c' is no text: '3'. Set kind and column"),
+        ([["a", "b"]], {"column": "c", "kind": "text"}, r"is no text: \"\['a', 'b'\]\""),  # no pair of texts
+        (["the owl"], {"column": "c", "kind": "tokens"}, "holds tokens, but a row's 'c' is no list of token ids"),
+        ([[1] * 99, None], {"column": "c", "kind": "tokens"}, "rows whose 'c' is empty"),
+        ([[1.5] * 99], {"column": "c", "kind": "tokens"}, "is no list of token ids"),
+        ([[1, None] * 50], {"column": "c", "kind": "tokens"}, "is no list of token ids"),
+        (["the owl"], {"column": "c", "kind": "chat"}, "holds chat, but a row's 'c' is no list of messages: 'the owl'"),
+        ([CHATS[0], None], {"column": "c", "kind": "chat", "chat_template": TEMPLATE}, "rows whose 'c' is empty"),
+    ],
+)
+def test_documents_of_another_kind_than_configured_are_refused(
+    documents: list[Any], config: dict[str, Any], message: str
+):
+    data = Dataset.from_dict({"c": documents})
+    with pytest.raises(DataError, match=message):
+        packed(data, label="d", **config)
+    with pytest.raises(DataError, match=message):
+        list(labelled_rows(data, DatasetConfig(label="d", **config), fresh_tokenizer(TEMPLATE), FORM))
+
+
+def test_token_ids_may_be_any_whole_numbers():
+    made = IterableDataset.from_generator(lambda: iter([{"input_ids": torch.arange(CONTEXT)}]))
+    assert packed(made) == [list(range(CONTEXT))]
 
 
 def test_text_without_a_tokenizer_is_refused():

@@ -32,6 +32,17 @@ def test_sequences_are_those_of_training_with_data_set_and_roles_of_every_token(
     assert {TokenRole.USER, TokenRole.TEMPLATE, TokenRole.ASSISTANT_START} <= set(chats.flatten().tolist())
 
 
+def test_chats_whose_messages_are_no_mappings_are_left_out_with_one_warning(unchecked_types: None) -> None:
+    data = Dataset.from_dict({"messages": [["hello", "there"]] * 3})
+    tokenizer = fresh_tokenizer(TEMPLATE)
+    with (
+        pytest.warns(UserWarning, match="left out: A chat message has no 'role' and 'content': 'hello'") as warned,
+        pytest.raises(DataError, match="gives no full sequence"),
+    ):
+        LabelledSequences.collect({"d": data}, [DatasetConfig(label="d")], tokenizer, FORM, 1000)
+    assert len(warned) == 1
+
+
 def test_tokenized_rows_are_text_and_a_short_data_set_gives_what_it_has() -> None:
     data = token_dataset(3)
     labelled = LabelledSequences.collect({"data": data}, [DatasetConfig(label="data")], None, FORM, 10_000)

@@ -174,6 +174,10 @@ def test_waits_double_up_to_five_minutes_and_are_told(waits: list[float], caplog
     )
 
 
+def test_a_wait_after_more_failures_than_a_power_of_two_holds_is_the_longest():
+    assert Patience(retries=10_000).wait_seconds(9_000) == 300
+
+
 def test_retries_are_counted_anew_after_every_document(waits: list[float]):
     stream = BrokenStream(["a", "b", "c", "d"], dict.fromkeys(range(4), 2)).dataset()
     assert len(list(steady(stream, "words", StreamCare(Patience(retries=2, retry_seconds=0.5))))) == 4

@@ -307,6 +307,15 @@ def test_a_saved_store_goes_on_within_a_large_row_group_of_a_parquet_file(
     assert torch.equal(served(resumed, 15), served(unbroken, 15))
 
 
+def test_a_batch_that_was_put_back_is_read_to_where_batches_are(tmp_path: Path):
+    store = paired_store()
+    store.put_back(next(store))
+    store.save(str(tmp_path / "state.safetensors"))
+    elsewhere = paired_store(device="meta")  # holds no numbers, and stands for a GPU
+    elsewhere.load(str(tmp_path / "state.safetensors"))
+    assert next(elsewhere).device.type == "meta"
+
+
 def test_the_state_of_another_kind_of_store_is_refused(tmp_path: Path):
     from safetensors.torch import save_file
 

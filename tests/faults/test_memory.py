@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from faults.damage import assert_nothing_lost, checkpoints, result, train
+from faults.damage import N_STEPS, assert_nothing_lost, checkpoints, result, train
 from sae_lens import LoggingConfig
 
 from sae_lens_crosscoder import CrosscoderTrainer, PairedActivationsStore
@@ -57,6 +58,20 @@ def test_models_that_do_not_fit_cost_nothing_and_the_field_to_lower_is_named(
         with pytest.raises(MemoryFullError, match=r"stopped after step \d+.*Lower store_batch_size_prompts.*goes on"):
             train(tmp_path, prefetch_llm_batches=n_prefetched)
     assert_nothing_lost(tmp_path, unbroken)
+
+
+def test_the_run_goes_on_with_the_field_that_was_lowered(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fails_at(patch, PairedActivationsStore, "harvest", 24, ERRORS["cuda"])
+        with pytest.raises(MemoryFullError) as full:
+            train(tmp_path)
+    told = re.search(
+        r"--resume auto goes on from it, --resume (\S+) also with fields that were changed\.$", str(full.value)
+    )
+    assert told is not None
+    train(tmp_path, store_batch_size_prompts=2, resume_from_checkpoint=told[1])
+    curve = (tmp_path / "output" / "training_curve.csv").read_text().splitlines()
+    assert [int(row.partition(",")[0]) for row in curve[1:]] == list(range(1, N_STEPS + 1))
 
 
 @pytest.mark.parametrize("name", ["add", "next_batch"])

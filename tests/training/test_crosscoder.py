@@ -18,6 +18,7 @@ from sae_lens_crosscoder import TrainingCrosscoder
 from sae_lens_crosscoder.errors import ConfigError, ShapeError
 from sae_lens_crosscoder.training.batchtopk_crosscoder import BatchTopKTrainingCrosscoder
 from sae_lens_crosscoder.training.geometric_median import geometric_median
+from sae_lens_crosscoder.training.jumprelu_crosscoder import JumpReLUTrainingCrosscoderConfig
 from sae_lens_crosscoder.training.standard_crosscoder import StandardTrainingCrosscoder
 
 WIDTHS = (6, 10)
@@ -293,6 +294,28 @@ def test_a_crosscoder_without_widths_is_refused():
 def test_an_impossible_configuration_is_refused(fields: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         standard_config(**{"source_widths": [16, 16], **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity_loss": "l1"}, "sparsity_loss='l1' is unknown. Use one of tanh, step"),
+        ({"jumprelu_bandwidth": 0.0}, "jumprelu_bandwidth=0.0 must be positive"),
+        ({"tanh_scale": -4.0}, "tanh_scale=-4.0 must be positive"),
+        ({"l0_coefficient": -1.0}, "l0_coefficient=-1.0 must be 0 or more"),
+        ({"l0_warm_up_steps": -1}, "l0_warm_up_steps=-1 must be 0 or more"),
+        ({"pre_act_loss_coefficient": float("nan")}, "pre_act_loss_coefficient=nan must be 0 or more"),
+        ({"b_enc_firing_rate": 1.0}, "b_enc_firing_rate=1.0 must lie between 0 and 1"),
+    ],
+)
+def test_an_impossible_jumprelu_configuration_is_refused(unchecked_types: None, fields: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        JumpReLUTrainingCrosscoderConfig(d_in=32, d_sae=64, source_widths=[16, 16], **fields)
+
+
+def test_a_negative_weight_of_the_loss_of_dead_latents_is_refused():
+    with pytest.raises(ConfigError, match=r"aux_loss_coefficient=-0\.1 must be 0 or more"):
+        batchtopk_config(aux_loss_coefficient=-0.1)
 
 
 # ------------------------------------------------------------------------------- geometric median

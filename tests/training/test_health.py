@@ -9,7 +9,7 @@ from helpers import batchtopk_config, run_config, tiny_pair, token_dataset
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder import CrosscoderTrainingRunner
-from sae_lens_crosscoder.errors import NonFiniteError
+from sae_lens_crosscoder.errors import NonFiniteError, SaveError
 
 
 def poisoned_pair(value: float, after: int) -> tuple[Any, Any]:
@@ -50,6 +50,29 @@ def test_a_model_that_gives_no_numbers_stops_the_run_and_nothing_is_lost(
     again = run_config(batchtopk_config(), tmp_path, resume_from_checkpoint=str(checkpoint))
     CrosscoderTrainingRunner(again, token_dataset(), tiny_pair()).run()
     assert all(t.isfinite().all() for t in load_file(tmp_path / "output" / "sae_weights.safetensors").values())
+
+
+def test_a_disk_without_room_for_the_batch_still_has_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, poisoned = poisoned_pair(float("nan"), after=9)
+    monkeypatch.setattr(pair, "source_activations", poisoned)
+
+    def full(path: Path, _content: bytes) -> Path:
+        assert list(tmp_path.glob("checkpoints/*/*")), "the checkpoint comes first"
+        raise SaveError(f"{path} could not be written: No space left on device.")
+
+    monkeypatch.setattr("sae_lens_crosscoder.training.failing.write_file", full)
+    cfg = run_config(batchtopk_config(), tmp_path)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"infinite or not a number.*What was trained is in .*tokens and their activations could not be saved: "
+        r".*non_finite_batch.safetensors could not be written: No space left",
+    ) as stop:
+        CrosscoderTrainingRunner(cfg, token_dataset(), pair).run()
+    (checkpoint,) = tmp_path.glob("checkpoints/*/*")
+    assert str(checkpoint) in str(stop.value)
+    assert set(stop.value.batch) == {"tokens", "activations"}
 
 
 def test_what_is_dropped_may_be_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

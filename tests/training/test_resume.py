@@ -354,6 +354,15 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(
     assert (tmp_path / "output" / "cfg.json").is_file()
 
 
+def test_a_handler_that_was_set_outside_python_stays_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_here: list[int] = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else signal.SIG_DFL)
+    monkeypatch.setattr(signal, "signal", lambda number, _handler: set_here.append(number))
+    cfg = run_config(batchtopk_config(), training_tokens=64, n_eval_batches=0)
+    CrosscoderTrainingRunner(cfg, token_dataset(), tiny_pair()).run()
+    assert set_here == [signal.SIGINT, signal.SIGINT]
+
+
 def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = CrosscoderTrainer.step
 

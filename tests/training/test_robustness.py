@@ -17,8 +17,10 @@ from sae_lens import SAE, BatchTopKTrainingSAEConfig, LoggingConfig, TrainingSAE
 from safetensors.torch import load_file
 
 from sae_lens_crosscoder import CrosscoderTrainer, CrosscoderTrainingRunner, Source, Sources
+from sae_lens_crosscoder.activations import SourceScaler
 from sae_lens_crosscoder.errors import ConfigError, DivergedError, NotFoundError, SaveError, SourceError
 from sae_lens_crosscoder.files import check_writable, written_aside
+from sae_lens_crosscoder.training.parent import load_parent
 from sae_lens_crosscoder.training.saved_run import SavedRun
 
 
@@ -195,7 +197,18 @@ def test_a_crosscoder_to_go_on_from_must_be_that_of_the_configuration(tmp_path: 
         ({"buffer_dtype": "int3"}, "buffer_dtype='int3' is unknown"),
         ({"device": "foo"}, "device='foo' is no device"),
         ({"lr_scheduler_name": "foo"}, "lr_scheduler_name='foo' is unknown"),
-        ({"context_size": 0}, "must be positive"),
+        ({"context_size": 0}, "context_size=0 must be at least 1"),
+        ({"train_batch_size_tokens": 0}, "train_batch_size_tokens=0 must be at least 1"),
+        ({"eval_batch_size_prompts": 0}, "eval_batch_size_prompts=0 must be at least 1"),
+        ({"n_eval_batches": -1}, "n_eval_batches=-1 must be at least 0"),
+        ({"n_checkpoints": -1}, "n_checkpoints=-1 must be at least 0"),
+        ({"n_kept_checkpoints": 0}, "n_kept_checkpoints=0 must be at least 1: fewer would remove every checkpoint"),
+        ({"feature_sampling_window": 0}, "feature_sampling_window=0 must be at least 1"),
+        ({"n_restart_cycles": 0}, "n_restart_cycles=0 must be at least 1"),
+        ({"lr": -1e-4}, "lr=-0.0001 must be at least 0"),
+        ({"lr": float("nan")}, "lr=nan must be at least 0"),
+        ({"logger": LoggingConfig(wandb_log_frequency=0)}, "logger.wandb_log_frequency=0 must be at least 1"),
+        ({"logger": LoggingConfig(eval_every_n_wandb_logs=0)}, "eval_every_n_wandb_logs=0 must be at least 1"),
         ({"prefetch_llm_batches": -1}, "prefetch_llm_batches must be"),
         ({"seqpos_slice": (20, 30)}, "results in an empty range"),
     ],
@@ -227,6 +240,41 @@ def test_training_that_diverges_is_stopped_and_saves_nothing(tmp_path: Path) -> 
     with pytest.raises(DivergedError, match="Training diverged by step"):
         run(run_config(standard_config(), tmp_path, lr=1e30))
     assert not (tmp_path / "output" / "cfg.json").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved_as_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = CrosscoderTrainer.step
+
+    def poisoned(self: CrosscoderTrainer, batch: torch.Tensor) -> Any:
+        output = step(self, batch)
+        if self.n_training_steps == 6:
+            self.sae.W_dec.data[0, 0] = torch.nan
+        return output
+
+    monkeypatch.setattr(CrosscoderTrainer, "step", poisoned)
+    seldom = LoggingConfig(log_to_wandb=False, wandb_log_frequency=100)
+    cfg = run_config(batchtopk_config(), tmp_path, n_checkpoints=3, n_kept_checkpoints=1, logger=seldom)
+    with pytest.raises(DivergedError, match=r"diverged by step 7: .*weights are infinite or not a number"):
+        run(cfg)
+    (kept,) = tmp_path.glob("checkpoints/*/*")
+    assert int(kept.name) < 64 * 7
+    assert torch.isfinite(load_file(kept / "sae_weights.safetensors")["W_dec"]).all()
+
+
+def test_a_finished_crosscoder_that_goes_on_keeps_the_scales_that_were_folded_into_it(tmp_path: Path) -> None:
+    finished = run(run_config(batchtopk_config(), tmp_path / "first"))
+    scales = Sources.from_metadata(SAE.load_from_disk(tmp_path / "first" / "output").cfg.metadata).activation_scales
+    run(run_config(batchtopk_config(), tmp_path), override_sae=finished)
+    again = Sources.from_metadata(SAE.load_from_disk(tmp_path / "output").cfg.metadata).activation_scales
+    assert again == pytest.approx(scales, rel=1e-6)
+    assert 1.0 not in again
+    parent, scaler = load_parent(str(tmp_path / "output")), SourceScaler(tiny_pair().sources)
+    parent.set_scales(scaler)
+    x = 3 * torch.randn(20, 32)
+    reconstructed = scaler.unscale(parent.sae.eval()(scaler.scale(x)))
+    torch.testing.assert_close(reconstructed, SAE.load_from_disk(tmp_path / "output")(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

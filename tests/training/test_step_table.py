@@ -59,3 +59,17 @@ def test_without_a_path_nothing_is_written(tmp_path: Path):
 def test_a_resumed_run_without_an_earlier_curve_begins_one(tmp_path: Path):
     write(tmp_path / "curve.csv", range(5, 6), n_steps_done=4)
     assert [row["step"] for row in rows(tmp_path / "curve.csv")] == ["5"]
+
+
+def test_a_new_run_that_writes_no_row_leaves_none_of_another(tmp_path: Path):
+    path = tmp_path / "curve.csv"
+    write(path, range(1, 4))
+    write(path, range(0))
+    assert not path.exists()
+
+
+def test_a_resumed_run_that_writes_no_row_leaves_those_of_before(tmp_path: Path):
+    path = tmp_path / "curve.csv"
+    write(path, range(1, 4))
+    write(path, range(0), n_steps_done=3)
+    assert len(rows(path)) == 3

@@ -145,6 +145,14 @@ def test_all_processes_hear_that_a_run_is_finished(alone: Path, tmp_path: Path) 
     several(2, {"run": {"architecture": "standard", "is_finished": True, "fields": fields}}, tmp_path)
 
 
+def test_several_processes_make_up_for_the_evaluation_of_a_finished_run(alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(alone / "standard", tmp_path / "run")
+    (tmp_path / "run" / "output" / "metrics.json").unlink()
+    fields = {"resume_from_checkpoint": "auto"}
+    several(2, {"run": {"architecture": "standard", "is_finished": True, "fields": fields}}, tmp_path)
+    assert_same_output(alone / "standard", tmp_path / "run")
+
+
 def test_a_process_that_hangs_ends_the_run_in_time_with_an_error_and_it_is_resumed(alone: Path, tmp_path: Path) -> None:
     fields = {"dictionary_layout": "sharded", "n_checkpoints": 3, "process_timeout_seconds": 10}
     case = {"architecture": "standard", "fields": fields}

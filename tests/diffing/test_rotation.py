@@ -72,6 +72,8 @@ def test_decoders_of_two_dictionaries_and_scales_without_widths_are_refused(unch
         rotation(rows, torch.randn(5, 6))
     with pytest.raises(ShapeError, match="pass the widths"):
         rotation(rows, rows, None, [1.0, 2.0])
+    with pytest.raises(ConfigError, match="scales for the later decoder only"):
+        rotation(rows, rows, [2, 4], scales_after=[1.0, 2.0])
     with pytest.raises(ShapeError, match="3 scales for 2 sources"):
         rotation(rows, rows, [2, 4], [1.0, 2.0, 3.0])
     with pytest.raises(ConfigError, match="infinite or not a number"):

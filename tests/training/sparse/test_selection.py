@@ -8,9 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_problems import Problem, first_largest, problems
 
+from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.sparse import encoder as encoder_module
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs, true_positions
-from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch, largest_of_rows
+from sae_lens_crosscoder.training.sparse.selection import (
+    LargestOfBatch,
+    largest_of_ranks,
+    largest_of_rows,
+    positive_pairs,
+)
 from sae_lens_crosscoder.training.sparse.ties import largest
 
 
@@ -47,6 +53,85 @@ def test_latents_are_selected_among_themselves_if_asked_for(problem: Problem, n:
     apart = torch.zeros_like(problem.scores)
     apart[:, 3:7] = problem.scores[:, 3:7]
     assert found.flat.tolist() == first_largest(apart.flatten(), n)
+
+
+def test_a_start_above_all_scores_is_given_up_however_small_they_are() -> None:
+    problem = Problem(0, (17, 9, 64), "random")
+    problem.norms *= 1e-3
+    problem.scores *= 1e-3
+    selection = LargestOfBatch()
+    selection.start = 1e6
+    n_positive = int((problem.scores > 0).sum())
+    for n in (20, n_positive, n_positive + 5):
+        found = selection.select(problem.encoder(), slice(0, 64), n)
+        assert found.flat.tolist() == first_largest(problem.scores.flatten(), n)
+
+
+def test_no_pair_stays_where_none_is_wanted() -> None:
+    assert len(LargestOfBatch().select(Problem(0, (5, 3, 8), "random").encoder(), slice(0, 8), 0)) == 0
+
+
+@given(problems, st.sampled_from([1, 256]))
+@settings(max_examples=50, deadline=None)
+def test_all_positive_pairs_are_found_unless_they_are_too_many(problem: Problem, n_rows: int) -> None:
+    positive = (problem.scores > 0).flatten()
+    n_positive, n_pairs = int(positive.sum()), positive.numel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "_ROWS", n_rows)
+        found = positive_pairs(problem.encoder(), 1.0)
+        assert found is not None
+        assert found.flat.tolist() == positive.nonzero().view(-1).tolist()
+        assert (found.scores > 0).all()
+        assert n_positive == 0 or positive_pairs(problem.encoder(), (n_positive - 0.5) / n_pairs) is None
+
+
+def test_as_many_positive_pairs_as_the_share_are_not_too_many() -> None:
+    for seed in range(20):
+        problem = Problem(seed, (8, 9, 64), "random")
+        n_positive = int((problem.scores > 0).sum())
+        assert positive_pairs(problem.encoder(), n_positive / 512) is not None
+        assert positive_pairs(problem.encoder(), (n_positive - 1) / 512) is None
+
+
+def test_a_dense_batch_is_given_up_after_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "_ROWS", 2)
+    problem = Problem(0, (40, 6, 21), "all equal")
+    screened: list[slice] = []
+    screen = PairEncoder.screen
+
+    def counting(self: PairEncoder, rows: slice, latents: slice) -> torch.Tensor:
+        screened.append(rows)
+        return screen(self, rows, latents)
+
+    monkeypatch.setattr(PairEncoder, "screen", counting)
+    assert positive_pairs(problem.encoder(), 0.4) is None
+    assert screened == [slice(0, 2)]
+    assert positive_pairs(problem.encoder(), 0.6) is None
+    assert len(screened) == 21  # less than twice as dense: the candidates may not all be positive
+
+
+class OneOfTwoRanks(Division):
+    """The division on a rank, whose counterpart has scores of its own, which come after."""
+
+    def __init__(self, others: torch.Tensor) -> None:
+        super().__init__()
+        self.others = others
+
+    def largest_of_rows(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+        return largest(torch.cat([scores, self.others], dim=1), k)[:, :k]
+
+
+@given(problems, st.integers(1, 7))
+@settings(max_examples=50, deadline=None)
+def test_of_several_ranks_the_largest_of_every_row_stay(problem: Problem, k: int) -> None:
+    d_sae = problem.scores.shape[1]
+    others = problem.scores.flip(0)[:, :5].contiguous()
+    everything = torch.cat([problem.scores, others], dim=1)
+    expected = [i * d_sae + j for i, row in enumerate(everything) for j in first_largest(row, k) if j < d_sae]
+    encoder = problem.encoder()
+    found = largest_of_ranks(largest_of_rows(encoder, k), encoder, OneOfTwoRanks(others), k)
+    assert found.flat.tolist() == expected
+    torch.testing.assert_close(found.scores, problem.scores.flatten()[found.flat], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

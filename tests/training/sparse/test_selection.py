@@ -10,6 +10,7 @@ from selection_problems import Problem, first_largest, problems
 
 from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.sparse import encoder as encoder_module
+from sae_lens_crosscoder.training.sparse.chunk_encoder import ChunkEncoder
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs, true_positions
 from sae_lens_crosscoder.training.sparse.selection import (
     LargestOfBatch,
@@ -89,8 +90,9 @@ def test_as_many_positive_pairs_as_the_share_are_not_too_many() -> None:
     for seed in range(20):
         problem = Problem(seed, (8, 9, 64), "random")
         n_positive = int((problem.scores > 0).sum())
-        assert positive_pairs(problem.encoder(), n_positive / 512) is not None
-        assert positive_pairs(problem.encoder(), (n_positive - 1) / 512) is None
+        for encoder in (problem.encoder(), ChunkEncoder(problem.x, problem.W_enc, problem.b_enc, problem.norms)):
+            assert positive_pairs(encoder, n_positive / 512) is not None
+            assert positive_pairs(encoder, (n_positive - 1) / 512) is None
 
 
 def test_a_dense_batch_is_given_up_after_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +134,33 @@ def test_of_several_ranks_the_largest_of_every_row_stay(problem: Problem, k: int
     found = largest_of_ranks(largest_of_rows(encoder, k), encoder, OneOfTwoRanks(others), k)
     assert found.flat.tolist() == expected
     torch.testing.assert_close(found.scores, problem.scores.flatten()[found.flat], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_tensors_are_made_where_the_batch_is(in_chunks: bool) -> None:
+    problem = Problem(0, (17, 9, 64), "random")
+    division = OneOfTwoRanks(problem.scores[:, :5])
+
+    def found() -> list[ScoredPairs | None]:
+        parts = (problem.x, problem.W_enc, problem.b_enc, problem.norms)
+        encoder = ChunkEncoder(*parts) if in_chunks else PairEncoder(*parts)
+        of_rows = largest_of_rows(encoder, 4)
+        selection, everything = LargestOfBatch(), slice(0, 64)
+        return [
+            *(selection.select(encoder, everything, n) for n in (0, 40)),
+            of_rows,
+            largest_of_ranks(of_rows, encoder, division, 4),
+            positive_pairs(encoder, 1.0),
+        ]
+
+    expected = found()
+    with torch.device("meta"):  # holds no numbers, and stands for any other device than the batch's
+        elsewhere = found()
+    for pairs, others in zip(expected, elsewhere, strict=True):
+        assert pairs is not None
+        assert others is not None
+        assert torch.equal(pairs.flat, others.flat)
+        assert torch.equal(pairs.scores, others.scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -43,6 +43,7 @@ def test_scales_mean_and_bias_are_folded_in_double_precision_and_rounded_once(
     expected = b_enc - b_dec @ theirs.W_enc.double() - mean.double() @ W_enc
     torch.testing.assert_close(sae.b_enc, expected.float(), rtol=1e-6, atol=1e-6)
     assert [s["activation_scale"] for s in sae.cfg.metadata.sources] == scales
+    assert sae.cfg.metadata.model_name == SOURCES.model_name
 
 
 def test_the_sae_is_on_the_device_that_was_asked_for() -> None:

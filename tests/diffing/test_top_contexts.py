@@ -133,9 +133,9 @@ def test_what_cannot_be_done_is_refused():
             run_pass(random_sae(), [batch], [TopContexts()], make_sources())
     with pytest.raises(DataError, match="No tokens"):
         TopContexts().compute()
-    for numbers in ({"k": 0}, {"per_sequence": 0}):
+    for limits in ({"k": 0}, {"per_sequence": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
-            TopContexts(**numbers)
+            TopContexts(**limits)
     one, other = TopContexts(2), TopContexts(3)
     run_pass(random_sae(), [TokenBatch(x, numbers, numbers)], [one, other], make_sources())
     with pytest.raises(ConfigError, match="merge only parts of one stream"):

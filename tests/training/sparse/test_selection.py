@@ -211,6 +211,40 @@ def test_a_long_batch_is_cut_while_it_is_gone_through(monkeypatch: pytest.Monkey
     assert 20 <= sum(scored) < first < n_positive
 
 
+def test_of_batches_alike_little_more_is_scored_than_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    score = PairEncoder.score
+
+    def counting(self: PairEncoder, flat: torch.Tensor, bounds: torch.Tensor) -> ScoredPairs:
+        passes.append(len(flat))
+        return score(self, flat, bounds)
+
+    def scored(selection: LargestOfBatch, size: float, n: int = 500) -> list[int]:
+        passes.clear()
+        encoder = PairEncoder(problem.x, problem.W_enc, problem.b_enc, size * problem.norms)
+        assert len(selection.select(encoder, slice(0, 64), n)) == n
+        return list(passes)
+
+    monkeypatch.setattr(PairEncoder, "score", counting)
+    monkeypatch.setattr(encoder_module, "multiplies_bfloat16", lambda: False)  # wider bounds have more candidates
+    problem = Problem(0, (256, 8, 64), "random")
+    selection = LargestOfBatch()
+    assert sum(scored(selection, 1.0)) > 10 * 500
+    for _ in range(30):
+        (n_scored,) = scored(selection, 1.0)
+        assert 500 < n_scored < 1.6 * 500
+    assert n_scored < 1.25 * 500
+    # Smaller scores than were expected cost a second pass, and the next starts are lower for it.
+    assert len(scored(selection, 0.8)) == 2
+    assert len(scored(selection, 1.0)) == 1
+    (n_scored,) = scored(selection, 1.0)
+    assert 1.25 * 500 < n_scored < 2.2 * 500
+    for _ in range(10):
+        scored(selection, 1.0)
+        scored(selection, 0.85)
+    assert len(scored(selection, 1.0)) == len(scored(selection, 0.85)) == 1
+
+
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 2.5]), min_size=1, max_size=30), st.integers(0, 31))
 def test_of_equal_scores_the_first_stay(scores: list[float], k: int) -> None:
     kept = largest(torch.tensor([scores, scores[::-1]]), k)

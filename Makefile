@@ -27,6 +27,9 @@ MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py diffi
 	training/sparse/test_*selection.py training/sparse/test_forward.py training/parallel/test_kth_largest.py \
 	activations/test_scaler.py hub/test_formats.py hub/test_weights.py hub/formats))
 
+# What runs on the second stack only: dashboards, and the kernels for GPUs, which need Triton.
+COVERAGE_DASHBOARD := tests/dashboards tests/training/sparse
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -38,7 +41,7 @@ define make_venv
 endef
 
 .DELETE_ON_ERROR:
-.PHONY: help install test test-fast test-dashboard demo docs tutorials test-tutorials
+.PHONY: help install test test-fast test-dashboard coverage demo docs tutorials test-tutorials
 .PHONY: bench bench-dashboard bench-gpu bench-memory
 .PHONY: lint format types imports check mutation dist clean
 
@@ -68,6 +71,13 @@ test-fast: $(STAMP) ## run the tests that take seconds
 
 test-dashboard: $(STAMP_DASHBOARD) ## run the core suite on the second stack (sae-dashboard, TransformerLens 2)
 	$(BIN_DASHBOARD)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+coverage: $(STAMP) $(STAMP_DASHBOARD) ## lines and branches that the tests reach on both stacks together; fails below 95 %
+	rm -f .coverage .coverage.*
+	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
+	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN_DASHBOARD)/python -m coverage run -m pytest $(COVERAGE_DASHBOARD)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --sort=cover --fail-under=95
 
 demo: $(STAMP) ## train a crosscoder on two tiny models and show what fine-tuning changed
 	$(BIN)/sae-lens-crosscoder demo $(DEMO_ARGS)
@@ -122,4 +132,4 @@ mutation: $(STAMP) ## mutation tests of diffing, folding and selection; MUTATE= 
 		$(addprefix --mutate sae_lens_crosscoder/,$(MUTATE)) $(PYTEST_ARGS) $(MUTATION_TESTS)
 
 clean: ## remove the virtual environments and caches
-	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage htmlcov site dist
+	rm -rf $(VENV) $(VENV_DASHBOARD) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov site dist

@@ -18,9 +18,6 @@ if not torch.cuda.is_available():
 # Tensors in tests are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 
-# Background jobs of a shell are started to ignore it; tests send it to themselves.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.register_profile("usual", _PATIENT, max_examples=50, derandomize=True)
 settings.register_profile("thorough", _PATIENT, max_examples=10_000, print_blob=True)
@@ -30,6 +27,13 @@ settings.load_profile("usual")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> None:
+    """SAELens's runner leaves handlers of its own behind, and a shell's background jobs begin by ignoring SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture

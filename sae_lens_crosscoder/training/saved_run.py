@@ -103,7 +103,9 @@ class SavedRun:
         path = self.folder / RUNNER_CFG_FILENAME
         if not path.is_file():
             raise NotFoundError(
-                f"{self.folder} holds no {RUNNER_CFG_FILENAME}: it is unknown which data the crosscoder was trained on."
+                f"{self.folder} holds no {RUNNER_CFG_FILENAME}, as a converted crosscoder does not: it is unknown "
+                "which data it was trained on. Read its weights alone (diff --decoder-only), or give the text in "
+                "Python (model_diff.DiffSubject, dashboards.DashboardSubject)."
             )
         values = read_config_file(path)
         if overrides and overrides.get("datasets"):

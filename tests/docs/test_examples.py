@@ -60,6 +60,14 @@ def test_every_command_and_flag_that_is_shown_exists(line: str) -> None:
         assert {flag for flag in flags if flag not in parser.own_flags and "-" in flag[2:]} == set()
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "ARCHITECTURE.md"])
+def test_every_link_of_the_repository_s_own_pages_leads_to_a_file(page: str) -> None:
+    """`mkdocs build --strict` looks at the links of the site."""
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())
+    own = [link for link in links if not link.startswith("https://")]
+    assert [link for link in own if not (ROOT / link).exists()] == []
+
+
 def test_every_command_is_in_the_table_of_commands() -> None:
     page = (ROOT / "docs" / "api" / "command-line.md").read_text()
     _, commands = cli.parsers()

@@ -104,6 +104,17 @@ def test_a_page_opens_from_a_folder_with_its_pictures_and_nothing_from_elsewhere
     assert browser.problems == []
 
 
+@pytest.mark.parametrize("page", ["reliability", "security", "scaling", "migration", "howto/train"])
+def test_a_table_is_read_without_scrolling_sideways(site: Path, browser: Chromium, page: str) -> None:
+    browser.call("Page.navigate", url=(site / f"{page}.html").as_uri())
+    browser.wait("document.readyState === 'complete' && document.querySelector('.md-typeset__scrollwrap') !== null")
+    tables = "[...document.querySelectorAll('.md-typeset__scrollwrap')]"
+    assert browser.run(f"{tables}.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)") == []
+    assert (
+        browser.run(f"Math.max(...{tables}.flatMap(e => [...e.querySelectorAll('tr')]).map(r => r.offsetHeight))") < 500
+    )
+
+
 def test_the_search_of_the_served_site_finds_a_page(browser: Chromium, address: str) -> None:
     browser.call("Page.navigate", url=address)
     browser.wait("document.readyState === 'complete' && document.querySelector('.md-search__input') !== null")

@@ -127,7 +127,7 @@ class OneOfTwoRanks(Division):
 @settings(max_examples=50, deadline=None)
 def test_of_several_ranks_the_largest_of_every_row_stay(problem: Problem, k: int) -> None:
     d_sae = problem.scores.shape[1]
-    others = problem.scores.flip(0)[:, :5].contiguous()
+    others = problem.scores.flip(0)[:, :5].round()  # equal to scores of this rank only where those are exact
     everything = torch.cat([problem.scores, others], dim=1)
     expected = [i * d_sae + j for i, row in enumerate(everything) for j in first_largest(row, k) if j < d_sae]
     encoder = problem.encoder()

@@ -121,7 +121,7 @@ def _take_place(aside: Path, target: Path) -> None:
         return
     for old in target.rglob("*"):
         new = aside / old.relative_to(target)
-        if old.is_dir():
+        if old.is_dir() and not old.is_symlink():
             new.mkdir(exist_ok=True)
         elif not new.exists():
             _link(old, new)
@@ -132,6 +132,9 @@ def _take_place(aside: Path, target: Path) -> None:
 
 
 def _link(old: Path, new: Path) -> None:
+    if old.is_symlink():  # to a folder on another disk, say
+        new.symlink_to(old.readlink())
+        return
     try:
         os.link(old, new)
     except OSError:  # a file system without hard links

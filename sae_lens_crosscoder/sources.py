@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from sae_lens_crosscoder.access_token import HUB_TOKEN
+from sae_lens_crosscoder.access_token import secret_in
 from sae_lens_crosscoder.errors import SourceError
 from sae_lens_crosscoder.fields import checked_fields
 
@@ -90,11 +90,11 @@ class Source:
                 f"Source {self.label!r} has model_from_pretrained_kwargs that cannot be saved: {error}. "
                 "Load the models yourself and pass override_model=JointModel(sources, models)."
             ) from error
-        if HUB_TOKEN.search(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
+        if secret_in(text) or any(isinstance(kwargs.get(name), str) for name in _SECRETS):
             raise SourceError(
-                f"Source {self.label!r} has an access token among its model_from_pretrained_kwargs. It would be "
-                "written into every checkpoint, the saved crosscoder and the log. Take it out, log in with "
-                "`hf auth login` or set HF_TOKEN."
+                f"Source {self.label!r} has an access token or a password among its model_from_pretrained_kwargs. It "
+                "would be written into every checkpoint, the saved crosscoder and the log. Take it out: log in with "
+                "`hf auth login` or set HF_TOKEN, and HTTPS_PROXY for a proxy."
             )
         if not self.activation_scale > 0:
             raise SourceError(

@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dashboard_subjects import needs_sae_dashboard
 from helpers import CONTEXT, text_dataset, tiny_tokenizer
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -180,6 +182,11 @@ def test_a_diff_that_is_stopped_says_how_to_go_on(
         (["diff", "nowhere"], "There is no crosscoder at nowhere"),
         (["dashboard", "nowhere"], "Which latents?"),
         (["dashboard", "nowhere", "--top", "3", "--latents", "1"], "Which latents?"),
+        pytest.param(
+            ["dashboard", "nowhere", "--top", "3", "--diff", "nothing"],
+            "There is no latents.parquet in nothing: run `diff",
+            marks=needs_sae_dashboard,
+        ),
         (["eval", "nowhere"], "There is no crosscoder at nowhere"),
         (["train", "nowhere.yaml"], "There is no configuration file at nowhere.yaml"),
         (["tran", "run.yaml"], "There is no command 'tran'. Did you mean `train`?"),
@@ -290,3 +297,37 @@ def test_fields_are_parsed_as_json_with_plain_words_left_as_they_are() -> None:
         parse_fields(["stray"])
     with pytest.raises(ConfigError, match="--autocast has no value"):
         parse_fields(["--autocast", "--lr", "1"])
+
+
+def test_a_folder_in_the_place_of_the_file_of_an_evaluation_is_told_before_it_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", "nowhere", "--out", str(tmp_path)]) == cli.EXIT_BAD_INPUT
+    assert f"{tmp_path} is a folder. Name the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["load", "nowhere", "--out"], ["convert", "nowhere"], ["eval", "nowhere", "--out"]]
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_loaded(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main([*command, str(tmp_path / "file" / "inside" / "out")]) == cli.EXIT_BAD_INPUT
+    assert "failed: [Errno 20] Not a directory" in capsys.readouterr().err
+
+
+def test_a_warning_of_ours_is_one_line_and_those_of_others_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(*_: Any) -> None:
+        message = "Pass scales=[...]."
+        for file in (cli.__file__, "/elsewhere/library.py"):
+            sys.stderr.write(warnings.formatwarning(message, UserWarning, file, 7))
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(diff_command, "_diff", warned)
+    assert cli.main(["diff", "folder"]) == 0
+    shown = capsys.readouterr().err
+    assert shown == "warning: Pass scales=[...].\n/elsewhere/library.py:7: UserWarning: Pass scales=[...].\n"
+    assert warnings.formatwarning is before

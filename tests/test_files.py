@@ -47,6 +47,21 @@ def test_files_are_replaced_and_others_stay(tmp_path: Path):
     assert names(tmp_path) == ["out"]
 
 
+def test_links_that_stay_are_still_links(tmp_path: Path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "step_1").write_text("kept")
+    (out / "checkpoints").symlink_to(elsewhere)
+    (out / "newest").symlink_to("checkpoints/step_1")
+    with written_aside(out) as folder:
+        (folder / "a.txt").write_text("new")
+    assert (out / "checkpoints").readlink() == elsewhere
+    assert (out / "newest").read_text() == "kept"
+    assert names(elsewhere) == ["step_1"]
+    assert (out / "a.txt").read_text() == "new"
+
+
 def test_an_error_inside_the_block_leaves_everything_as_it_was(tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()

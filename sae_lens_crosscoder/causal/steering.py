@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,17 +11,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_crosscoder.causal.comparison import ModelComparison, check_latents
+from sae_lens_crosscoder.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Steering:
-    """What is done to a model at its hook, at every position."""
+    """What is done to a model at its hook, at every position.
+
+    Raises:
+        ConfigError: An activation that is no finite number.
+    """
 
     add: Mapping[int, float] = field(default_factory=dict[int, float])
     """Latents that are added, with their activations: x + a_j d_j, in the units of the crosscoder's latents."""
 
     remove: Sequence[int] = ()
     """Latents that are taken away: x - f_j d_j."""
+
+    def __post_init__(self) -> None:
+        if broken := {latent: value for latent, value in self.add.items() if not math.isfinite(value)}:
+            raise ConfigError(f"Activations must be finite numbers, unlike {broken}: the models would say nothing.")
 
 
 def steering_edit(
@@ -74,7 +84,14 @@ def generate_side_by_side(
         max_new_tokens: Tokens that are added.
         temperature: 0 takes the likeliest token.
         seed: Seed of the draws.
+
+    Raises:
+        ConfigError: A latent that there is not, no new token, or a temperature below 0.
     """
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise ConfigError(
+            f"max_new_tokens={max_new_tokens} must be at least 1, and temperature={temperature} a number from 0 on."
+        )
     return {
         label: {
             name: comparison.joint.view(label).generate(

@@ -29,6 +29,7 @@ from sae_lens_crosscoder.cli import (
     train,
 )
 from sae_lens_crosscoder.cli.parser import CommandParser, split_fields
+from sae_lens_crosscoder.cli.plain_warnings import plain_warnings
 from sae_lens_crosscoder.errors import CrosscoderError, StreamError, TrainingInterrupted
 
 EXIT_BAD_INPUT = 2
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own, given = split_fields(words or ["--help"], commands)
         options = parser.parse_args(own)
         options.fields = given
-        options.command(options)
+        with plain_warnings():
+            options.command(options)
     except TrainingInterrupted as error:
         print(error, file=sys.stderr)
         return EXIT_INTERRUPTED if error.checkpoint is not None else EXIT_STOPPED

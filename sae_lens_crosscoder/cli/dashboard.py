@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.cli.parser import given, parse_fields
-from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
@@ -53,13 +53,18 @@ def _dashboard(options: Namespace) -> None:
         write_dashboards,
     )
     from sae_lens_crosscoder.dashboards.facts import parse_latents
+    from sae_lens_crosscoder.diffing.diff_report.latent_table import PARQUET
     from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)
+    if options.diff is not None and not (options.diff / PARQUET).is_file():
+        raise NotFoundError(f"There is no {PARQUET} in {options.diff}: run `diff --out {options.diff}` first.")
     config = DashboardConfig(**given(options, "n_latents_per_page", "fold_final_norm"))
     named = given(options, "budget_tokens")
     run = SavedRun(options.path, options.device)
+    # A slip of the pen is told before the models are loaded.
+    latents = [] if options.latents is None else parse_latents(options.latents, run.sae.cfg.d_sae)
     subject = DashboardSubject.of_run(run, overrides=parse_fields(options.fields), **named)
     facts = latent_facts(subject, options.diff or options.path)
     if options.top is not None:
@@ -67,7 +72,5 @@ def _dashboard(options: Namespace) -> None:
         latents = first_latents(facts, options.top, options.by, options.ascending, dead)
         if n_dead := int(dead.sum()):
             print(f"Left out {n_dead:,} dead latents: they never fired, or their decoder is zero. --latents shows any.")
-    else:
-        latents = list(range(len(subject.directions))) if options.latents == "all" else parse_latents(options.latents)
     index = write_dashboards(subject, latents, options.out or options.path / "dashboards", config, facts)
     print(f"The dashboards are in {index}.")

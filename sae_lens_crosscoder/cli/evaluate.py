@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens_crosscoder.cli.parser import parse_fields
+from sae_lens_crosscoder.errors import ConfigError
 
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
@@ -27,12 +28,16 @@ def add(commands: Commands) -> None:
 def _eval(options: Namespace) -> None:
     from sae_lens_crosscoder.activations import PairedActivationsStore
     from sae_lens_crosscoder.evals import CrosscoderEvaluator
-    from sae_lens_crosscoder.files import write_json
+    from sae_lens_crosscoder.files import check_writable, write_json
     from sae_lens_crosscoder.joint_model import JointModel
     from sae_lens_crosscoder.training.devices import check_device
     from sae_lens_crosscoder.training.saved_run import SavedRun
 
     check_device(options.device)
+    out = options.out or options.path / "evaluation.json"
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder. Name the file that is to be written, such as {out / 'evaluation.json'}.")
+    check_writable(out.parent)
     overrides = parse_fields(options.fields)
     overrides |= {"device": options.device, "llm_device": None, "act_store_device": None}
     run = SavedRun(options.path, options.device)
@@ -41,7 +46,6 @@ def _eval(options: Namespace) -> None:
     store = PairedActivationsStore.from_config(model, cfg)
     evaluator = CrosscoderEvaluator.from_store(store, cfg.eval_batch_size_prompts)
     metrics = evaluator.evaluate(run.sae, progress=True)
-    out = options.out or options.path / "evaluation.json"
     write_json(out, metrics)
     if "token_alignment" in metrics:
         kept = metrics["token_alignment"]["kept_share"]

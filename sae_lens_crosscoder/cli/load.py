@@ -34,8 +34,11 @@ def _load(options: Namespace) -> None:
         return
     if options.repo_or_path is None:
         raise ConfigError("Say what to load: a repository of the Hub, a path, or a name that --known lists.")
+    from sae_lens_crosscoder.files import check_writable
     from sae_lens_crosscoder.hub import load_crosscoder, save_crosscoder
 
+    if options.out is not None:
+        check_writable(options.out)
     sae = load_crosscoder(options.repo_or_path, **checkpoint_options(options))
     describe(sae)
     if options.out is not None:

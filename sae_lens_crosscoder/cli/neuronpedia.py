@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lens_crosscoder.cli.parser import given, parse_fields
+from sae_lens_crosscoder.cli.parser import given, labelled, parse_fields
 from sae_lens_crosscoder.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def _export(options: Namespace) -> None:
     check_device(options.device)
     check_place(options.out)
     run = SavedRun(options.path, options.device)
-    layers = {label: _number(text) for label, text in _pairs(options.layer).items()}
-    names = source_names(run.sources, options.source_set, _pairs(options.model_id), layers)
+    layers = {label: _number(text) for label, text in labelled(options.layer).items()}
+    names = source_names(run.sources, options.source_set, labelled(options.model_id), layers)
     joint = None
     if options.batches is None:
         joint, batches = _written_batches(options, run, names)
@@ -105,10 +105,10 @@ def _written_batches(
     from sae_lens_crosscoder.dashboards.batches import BatchNames
     from sae_lens_crosscoder.dashboards.facts import parse_latents
 
+    latents = parse_latents(options.latents, run.sae.cfg.d_sae)
     subject = DashboardSubject.of_run(run, overrides=parse_fields(options.fields), **given(options, "budget_tokens"))
-    latents = range(len(subject.directions)) if options.latents == "all" else parse_latents(options.latents)
     called = {label: BatchNames(name.model_id, name.source_set, name.layer) for label, name in names.items()}
-    return subject.joint, write_batches(subject, list(latents), options.out / "batches", called)
+    return subject.joint, write_batches(subject, latents, options.out / "batches", called)
 
 
 def _validate(options: Namespace) -> None:
@@ -131,16 +131,6 @@ def _upload(options: Namespace) -> None:
     done = upload_payloads(options.folder, ApiKey(options.api_key_env), config)
     before = f", {done.n_before} had been before" if done.n_before else ""
     print(f"{done.n_uploaded} payloads were uploaded{before}: {done.n_latents} latents in all.")
-
-
-def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    broken = next(
-        (text for text, (_, equals, value) in zip(texts, pairs, strict=True) if not equals or not value), None
-    )
-    if broken is not None:
-        raise ConfigError(f"{broken!r} is not of the form LABEL=VALUE.")
-    return {label: value for label, _, value in pairs}
 
 
 def _number(text: str) -> int:

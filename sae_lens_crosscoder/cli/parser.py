@@ -143,6 +143,18 @@ def parse_pairs(text: str) -> dict[str, Any]:
     return {name.strip(): _parse_value(value) for name, _, value in pairs}
 
 
+def labelled(texts: Sequence[str]) -> dict[str, str]:
+    """`["base=gpt2", "chat=alice/x"]` as `{"base": "gpt2", "chat": "alice/x"}`.
+
+    Raises:
+        ConfigError: A text without a label, "=" or a value.
+    """
+    pairs = {text: text.partition("=") for text in texts}
+    if broken := [text for text, parts in pairs.items() if not all(parts)]:
+        raise ConfigError(f"{broken[0]!r} is not of the form LABEL=VALUE, such as base=google/gemma-2-2b.")
+    return {label: value for label, _, value in pairs.values()}
+
+
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options that were given, by name."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}

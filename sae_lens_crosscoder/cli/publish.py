@@ -6,8 +6,7 @@ from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lens_crosscoder.cli.parser import given
-from sae_lens_crosscoder.errors import ConfigError
+from sae_lens_crosscoder.cli.parser import given, labelled
 
 if TYPE_CHECKING:
     from sae_lens_crosscoder.cli.parser import Commands
@@ -53,8 +52,8 @@ def _publish(options: Namespace) -> None:
 
     contents = BundleOptions(
         **given(options, "report_folder", "with_report"),
-        model_names=_names(options.model_name),
-        dataset_names=_names(options.dataset_name),
+        model_names=labelled(options.model_name),
+        dataset_names=labelled(options.dataset_name),
     )
     how = PublishOptions(**given(options, "revision", "private", "replace", "license"), contents=contents)
     done = publish_crosscoder(options.path, options.repo_id, options.id, how, dry_run=options.dry_run)
@@ -73,13 +72,3 @@ def _print_files(done: Publication) -> None:
         print(f"{size:>14,}  {done.place.id}/{name}")
     for name, reason in done.left_out.items():
         print(f"{'left out':>14}  {name}: {reason}")
-
-
-def _names(given_names: list[str]) -> dict[str, str]:
-    """Raises:
-    ConfigError: A part without "=".
-    """
-    pairs = [text.partition("=") for text in given_names]
-    if broken := [label for label, equals, name in pairs if not (label and equals and name)]:
-        raise ConfigError(f"{broken[0]!r} is no LABEL=NAME, such as base=google/gemma-2-2b.")
-    return {label: name for label, _, name in pairs}

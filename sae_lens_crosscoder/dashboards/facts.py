@@ -143,17 +143,21 @@ def first_latents(
     return finite[values[finite].argsort(descending=not ascending, stable=True)[:n]].tolist()
 
 
-def parse_latents(text: str) -> list[int]:
-    """`1,2,5-9` as [1, 2, 5, 6, 7, 8, 9].
+def parse_latents(text: str, d_sae: int) -> list[int]:
+    """`1,2,5-9` as [1, 2, 5, 6, 7, 8, 9], and `all` as all of the `d_sae` latents that there are.
 
     Raises:
-        ConfigError: Something that is neither a number nor a range.
+        ConfigError: Something that is neither a number nor a range, or latents that there are not.
     """
+    if text == "all":
+        return list(range(d_sae))
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ConfigError(f"{part!r} in {text!r} is no latent: write indices and ranges, such as 1,2,5-9.")
+        if int(last or first) >= d_sae:
+            raise ConfigError(f"{part!r} in {text!r} is beyond the last latent: name some from 0 to {d_sae - 1}.")
         found += range(int(first), int(last or first) + 1)
     return found
 

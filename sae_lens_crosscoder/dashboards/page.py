@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from sae_lens_crosscoder.dashboards._sae_dashboard import (
@@ -38,18 +39,20 @@ def page(
         facts: What is known of each latent, by its title.
         config: How much is shown.
     """
-    first = _latent(readings, readings.latents[0], lenses, facts, config)
+    latents = [str(latent) for latent in readings.latents]
+    parts = (_latent(readings, latent, lenses, facts, config) for latent in readings.latents)
+    first = next(parts)
     # The column of the latent, those of the sources, that of the contexts.
     widths = [_LATENT_WIDTH, *[_SOURCE_WIDTH] * len(lenses), None]
     columns = {i: Column(width=width) for i, width in enumerate(widths)}
     labels = ", ".join(lens.source.label for lens in lenses)
-    title, keys = f"{_named(readings.latents)}: {labels}", [str(latent) for latent in readings.latents]
-    before, after = document(title, HTML(first.html_data), keys, first.js_data, columns)
+    title = f"{_named(readings.latents)}: {labels}"
+    before, after = document(title, HTML(first.html_data), latents, first.js_data, columns)
     yield before
-    yield "{"
-    for i, latent in enumerate(readings.latents):
-        yield f"{',' if i else ''}{inline_json(str(latent))}:"
-        yield inline_json(_latent(readings, latent, lenses, facts, config).js_data)
+    sign = "{"
+    for latent, part in zip(latents, chain([first], parts), strict=True):
+        yield f"{sign}{inline_json(latent)}:{inline_json(part.js_data)}"
+        sign = ","
     yield "}"
     yield after
 

@@ -115,7 +115,10 @@ class DashboardSubject:
 
         Raises:
             NotFoundError: A model or a data set that is not there, or a folder without the run's configuration.
+            ConfigError: No tokens, or fields that the configuration does not have.
         """
+        if budget_tokens < 1:
+            raise ConfigError(f"budget_tokens={budget_tokens} must be at least 1: latents are shown on text.")
         place = {"device": run.device, "llm_device": None, "act_store_device": None}
         cfg = run.config({**(overrides or {}), **place})
         joint = JointModel.from_pretrained(run.sources, run.device)

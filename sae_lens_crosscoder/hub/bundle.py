@@ -24,7 +24,7 @@ from sae_lens_crosscoder.fields import read_config_file
 from sae_lens_crosscoder.files import existing_folder
 from sae_lens_crosscoder.hub.names import is_hub_id
 from sae_lens_crosscoder.hub.published_file import PublishedFile, check_against_manifest, make_manifest
-from sae_lens_crosscoder.hub.redaction import Redaction, datasets_of
+from sae_lens_crosscoder.hub.redaction import Redaction
 from sae_lens_crosscoder.manifest import MANIFEST_FILENAME
 from sae_lens_crosscoder.sources import Sources
 from sae_lens_crosscoder.training.saved_run import METRICS_FILENAME, SavedRun
@@ -69,7 +69,7 @@ class Bundle:
     """A crosscoder's folder as it is published.
 
     Raises:
-        NotFoundError: A folder that is not there or holds no SAELens SAE.
+        NotFoundError: A folder that is not there, holds no SAELens SAE, or not the report that was asked for.
         ConfigError: Names for sources or data sets that there are not.
     """
 
@@ -96,10 +96,21 @@ class Bundle:
                 raise DataError(f"{name} of {self.folder} is infinite or not a number in places: it is not published.")
         return run
 
-    @property
+    @cached_property
     def report_folder(self) -> Path:
-        """Where the report and its tables are."""
-        return existing_folder(self.options.report_folder or self.folder, "report")
+        """Where the report and its tables are.
+
+        Raises:
+            NotFoundError: The folder is not there, or what was asked for is not in it.
+        """
+        folder = existing_folder(self.options.report_folder or self.folder, "report")
+        if self.options.report_folder is not None and not any((folder / name).is_file() for name in _FROM_REPORT):
+            raise NotFoundError(
+                f"{folder} holds nothing that `diff` writes: run `diff --out {folder}`, or leave it out."
+            )
+        if self.options.with_report and not (folder / REPORT).is_file():
+            raise NotFoundError(f"There is no {REPORT} in {folder} to publish: run `diff` first, or leave it out.")
+        return folder
 
     @cached_property
     def redaction(self) -> Redaction:
@@ -168,8 +179,8 @@ class Bundle:
     def _with_report(self) -> bool:
         if self.options.with_report is not None:
             return self.options.with_report
-        paths = [entry.get("path") or "" for entry in datasets_of(self._saved_runner_cfg)] or [""]
-        return all(is_hub_id(path) and path not in self.redaction.datasets for path in paths)
+        datasets = self.redaction.datasets
+        return bool(datasets) and all(is_hub_id(path) and path == public for _, path, public in datasets)
 
     @cached_property
     def _saved_runner_cfg(self) -> dict[str, Any]:

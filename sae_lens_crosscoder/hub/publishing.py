@@ -93,7 +93,7 @@ def publish_crosscoder(
         dry_run: Only say what would be published; nothing is asked of the Hub.
 
     Raises:
-        NotFoundError: The folder is not there or holds no SAELens SAE.
+        NotFoundError: The folder is not there or holds no SAELens SAE; there is no report where one was asked for.
         DataError: Weights that cannot be read or are not finite; a card on the Hub that cannot be read.
         SourceError: The SAE is no crosscoder.
         ConfigError: A repository or id that cannot be; another crosscoder with this id and not `replace`; a public

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
-from sae_lens_crosscoder.access_token import HUB_TOKEN
+from sae_lens_crosscoder.access_token import secret_in
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.hub.names import is_local, looks_like_path
 from sae_lens_crosscoder.sources import Sources
@@ -37,6 +37,16 @@ _REMOTE_FILES = re.compile(r"hf://[^?@]*")
 _LABEL = re.compile(r"[\w.\- ]+")
 
 
+class DatasetName(NamedTuple):
+    """A data set as this machine and as everybody calls it."""
+
+    label: str
+    path: str
+    """Empty if it was given in memory."""
+
+    public: str
+
+
 @dataclass(frozen=True)
 class Redaction:
     """Which local names become which public ones, in all files of one crosscoder."""
@@ -44,8 +54,11 @@ class Redaction:
     models: Mapping[str, str]
     """Public name of each local model."""
 
-    datasets: Mapping[str, str]
-    """Public name of each local data set."""
+    datasets: Sequence[DatasetName]
+    """The data sets, in their order."""
+
+    labels: frozenset[str]
+    """Labels of sources and data sets, which are published."""
 
     @classmethod
     def of_run(
@@ -67,8 +80,11 @@ class Redaction:
             ConfigError: A label that no source or data set has, or a configuration whose data sets are none.
         """
         models = {source.label: source.model_name for source in sources}
-        datasets = _path_by_label(runner_cfg)
-        return cls(_public(models, model_names or {}, "source"), _public(datasets, dataset_names or {}, "data set"))
+        paths = _path_by_label(runner_cfg)
+        public = _public(models, model_names or {}, "source")
+        named = _public(paths, dataset_names or {}, "data set")
+        datasets = [DatasetName(label, path, named.get(label, path)) for label, path in paths.items()]
+        return cls({models[label]: name for label, name in public.items()}, datasets, frozenset({*models, *paths}))
 
     def cfg(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `cfg.json` of an SAE."""
@@ -79,6 +95,12 @@ class Redaction:
     def runner_cfg(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `runner_cfg.json` of a run: without its folders, its logger and what it resumed from."""
         cleaned = self._named(values, dict(self.value(values)))
+        if cleaned.get("datasets"):
+            # Each by its place: several of one path ("json", or none) may have names of their own.
+            cleaned["datasets"] = [
+                {**entry, "path": dataset.public}
+                for entry, dataset in zip(cleaned["datasets"], self.datasets, strict=True)
+            ]
         cleaned |= {name: None for name in _EMPTIED if name in values}
         if "logger" in values:
             cleaned["logger"] = {"log_to_wandb": False}
@@ -108,7 +130,8 @@ class Redaction:
         Args:
             name: Name of the file, for the message.
             content: The file as it would be published, or the part of it that holds text.
-            secrets: What it must not hold in any spelling, besides the local names and tokens of the Hub.
+            secrets: What it must not hold in any spelling, besides local names, tokens of the Hub and addresses with a
+                password.
 
         Raises:
             ConfigError: It holds some of it.
@@ -121,15 +144,17 @@ class Redaction:
                     f"{name} would publish something of this machine (a local path) that could not be taken out. "
                     "Remove the file from the folder, or make it again with models and data sets of the Hub."
                 )
-        if HUB_TOKEN.search(text):
-            raise ConfigError(
-                f"{name} holds what looks like an access token of the Hub. Remove it, and revoke the token."
-            )
+        if secret := secret_in(text):
+            raise ConfigError(f"{name} holds {secret}. Remove it, and revoke it if anybody else may have seen it.")
 
     @property
     def _replacements(self) -> list[tuple[str, str]]:
-        """Local and public names, as they stand in files; the longest first, as one may be part of another."""
-        pairs = {**self.datasets, **self.models}
+        """Local and public names, as they stand in files; the longest first, as one may be part of another.
+
+        A folder that is called as a source or data set is labelled says no more than the label.
+        """
+        paths = {dataset.path: dataset.public for dataset in self.datasets if is_local(dataset.path)}
+        pairs = {local: public for local, public in {**paths, **self.models}.items() if local not in self.labels}
         spelt = {form: public for local, public in pairs.items() for form in _spellings(local)}
         return sorted(spelt.items(), key=lambda pair: -len(pair[0]))
 
@@ -140,14 +165,16 @@ class Redaction:
         if name == "model_name" and isinstance(value, str):
             return self.models.get(value, self.value(value) or f"{LOCAL}model")
         if name == "path" and isinstance(value, str):
-            return self.datasets.get(value, self.value(value) or f"{LOCAL}data")
+            return self.value(value) or f"{LOCAL}data"
         return self.value(value)
 
     def _named(self, values: Mapping[str, Any], cleaned: dict[str, Any]) -> dict[str, Any]:
         """`model_name` and `dataset_path` joined from the public names, as they were joined from the local ones."""
         if cleaned.get("sources") and "model_name" in values:
             cleaned["model_name"] = Sources.from_metadata({**cleaned}).model_name
-        if values.get("dataset_path"):
+        if values.get("dataset_path") == "+".join(dataset.path or dataset.label for dataset in self.datasets):
+            cleaned["dataset_path"] = "+".join(dataset.public for dataset in self.datasets)
+        elif values.get("dataset_path"):
             parts = self.text(str(values["dataset_path"])).split("+")
             cleaned["dataset_path"] = "+".join(f"{LOCAL}data" if looks_like_path(part) else part for part in parts)
         return cleaned
@@ -168,19 +195,23 @@ def datasets_of(runner_cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _path_by_label(runner_cfg: Mapping[str, Any]) -> dict[str, str]:
     listed = datasets_of(runner_cfg)
-    return {entry.get("label") or f"data-{position}": entry.get("path") or "" for position, entry in enumerate(listed)}
+    paths = {str(entry.get("label") or f"data-{n}"): str(entry.get("path") or "") for n, entry in enumerate(listed)}
+    if len(paths) < len(listed):
+        raise ConfigError("Two data sets of the run's configuration have one label: it was changed by hand.")
+    return paths
 
 
 def _public(names: Mapping[str, str], given: Mapping[str, str], what: str) -> dict[str, str]:
+    """The public names of what is local and of what was given one, by label."""
     if unknown := sorted(set(given) - set(names)):
         known = ", ".join(map(repr, names)) or "none"
         raise ConfigError(f"There is no {what} {unknown[0]!r} to name. There are: {known}.")
     public = {
-        name: f"{LOCAL}{label if _LABEL.fullmatch(label) else position}"
+        label: f"{LOCAL}{label if _LABEL.fullmatch(label) else position}"
         for position, (label, name) in enumerate(names.items())
-        if is_local(name)
+        if is_local(name) or not name
     }
-    return public | {names[label]: name for label, name in given.items()}
+    return {**public, **given}
 
 
 def _spellings(local: str) -> set[str]:

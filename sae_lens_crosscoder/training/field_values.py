@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_crosscoder.access_token import HUB_TOKEN
+from sae_lens_crosscoder.access_token import secret_in
 from sae_lens_crosscoder.errors import ConfigError
 from sae_lens_crosscoder.training.devices import check_device
 from sae_lens_crosscoder.training.parallel.layouts import check_dictionary_layout
@@ -38,9 +38,9 @@ def check_values(cfg: CrosscoderRunnerConfig[Any]) -> None:
             "be positive."
         )
     _ = cfg.patience  # which checks itself
-    if HUB_TOKEN.search(f"{cfg.dataset_path} {cfg.datasets} {cfg.model_from_pretrained_kwargs}"):
+    if secret := secret_in(f"{cfg.dataset_path} {cfg.datasets} {cfg.model_from_pretrained_kwargs}"):
         raise ConfigError(
-            "The configuration holds what looks like an access token of the Hub. It would be written into every "
-            "checkpoint and sent to W&B. Take it out, log in with `hf auth login` or set HF_TOKEN, and revoke it if it "
-            "was shared."
+            f"The configuration holds {secret}. It would be written into every checkpoint and sent to W&B. Take it "
+            "out: log in to the Hub with `hf auth login` or set HF_TOKEN, and fetch files that need a password first. "
+            "Revoke it if it was shared."
         )

@@ -87,3 +87,13 @@ def test_continuations_stand_side_by_side_by_model_and_steering() -> None:
 def test_a_latent_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="There is no latent 12: the crosscoder has 0 to 11"):
         steering_edit(comparison(), "base", Steering(add={12: 1.0}))
+
+
+def test_what_would_say_nothing_is_refused() -> None:
+    for activation in (float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="must be finite numbers"):
+            Steering({3: activation})
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    for n, temperature in ((0, 0.0), (-4, 0.0), (2, -1.0), (2, float("nan"))):
+        with pytest.raises(ConfigError, match=r"must be at least 1, and temperature=.* a number from 0 on"):
+            generate_side_by_side(comparison(), tokens, {"as it is": Steering()}, n, temperature)

@@ -27,10 +27,15 @@ def column(name: str, values: torch.Tensor | list[str]) -> Column:
 
 
 def test_latents_are_numbers_and_ranges() -> None:
-    assert parse_latents("1,2, 5-9,7") == [1, 2, 5, 6, 7, 8, 9, 7]
+    assert parse_latents("1,2, 5-9,7", 10) == [1, 2, 5, 6, 7, 8, 9, 7]
+    assert parse_latents("all", 3) == [0, 1, 2]
     for text in ("", "a", "3-", "-3", "9-5", "1,,2"):
         with pytest.raises(ConfigError, match="is no latent"):
-            parse_latents(text)
+            parse_latents(text, 10)
+    # A range is not written out before it is known to be one.
+    for text in ("10", "1,3-10", "0-99999999999999"):
+        with pytest.raises(ConfigError, match="beyond the last latent: name some from 0 to 9"):
+            parse_latents(text, 10)
 
 
 def test_the_first_latents_are_those_with_the_largest_values_that_are_some() -> None:

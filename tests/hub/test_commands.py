@@ -80,7 +80,7 @@ def test_the_known_crosscoders_are_listed(capsys: Printed) -> None:
         (["load", REPO, "--scales", "1;2"], "numbers with commas"),
         (["load", "FOLDER", "--scales", "1,2"], "no effect"),
         (["publish", "FOLDER", "nowhere"], "owner/name"),
-        (["publish", "FOLDER", REPO, "--model-name", "base"], "LABEL=NAME"),
+        (["publish", "FOLDER", REPO, "--model-name", "base"], "LABEL=VALUE"),
         (["publish", "FOLDER/none", REPO], "no crosscoder at"),
     ],
 )

@@ -135,6 +135,17 @@ def test_the_report_may_lie_in_a_folder_of_its_own(hub: LocalHub, folder: Path, 
     assert "latents.csv" not in published
 
 
+def test_a_report_that_is_asked_for_and_not_there_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    options = PublishOptions(contents=BundleOptions(report_folder=tmp_path / "empty"))
+    with pytest.raises(NotFoundError, match=r"empty holds nothing that `diff` writes"):
+        publish_crosscoder(folder, REPO, options=options, dry_run=True)
+    (folder / "report.html").unlink()
+    with pytest.raises(NotFoundError, match=r"There is no report.html in .* to publish: run `diff` first"):
+        publish_crosscoder(folder, REPO, options=PublishOptions(contents=BundleOptions(with_report=True)), dry_run=True)
+    publish_crosscoder(folder, REPO, dry_run=True)
+
+
 # ------------------------------------------------------------ dry run
 
 

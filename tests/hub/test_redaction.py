@@ -137,6 +137,15 @@ def test_a_token_of_the_hub_in_any_file_stops_everything(hub: LocalHub, folder: 
     assert hub.requests == []
 
 
+def test_an_address_with_a_password_is_not_published(folder: Path) -> None:
+    address = "https://alice:not-for-you@host/chats"
+    values = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**values, "read_from": address}))
+    with pytest.raises(ConfigError, match=r"metrics.json holds an address with a password") as caught:
+        publish_crosscoder(folder, REPO, "first", dry_run=True)
+    assert "not-for-you" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["report.html", "latents.csv"])
 def test_a_path_that_cannot_be_taken_out_stops_everything(hub: LocalHub, folder: Path, name: str) -> None:
     (folder / name).write_text(f"made in {folder.resolve()}/diff")
@@ -182,6 +191,44 @@ def test_a_local_name_is_replaced_where_it_stands_alone_only(tmp_path: Path, mon
     (tmp_path / "pair").mkdir()
     text = "pair at h; repaired pairs; pair/base; (pair)"
     assert redaction_of("pair").text(text) == "local:base at h; repaired pairs; local:base/base; (local:base)"
+
+
+def test_a_local_model_that_is_called_as_its_label_leaves_the_label_alone(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "chat"):
+        (tmp_path / name).mkdir()
+    publish_crosscoder(crosscoder_folder(tmp_path / "run", models=("base", "chat")), REPO, "first")
+    sources = json.loads((fetch(REPO, "first") / "cfg.json").read_text())["metadata"]["sources"]
+    assert [(source["label"], source["model_name"]) for source in sources] == [
+        ("base", "local:base"),
+        ("chat", "local:chat"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["json", ""])
+def test_data_sets_of_one_path_or_none_are_named_each_by_its_label(hub: LocalHub, tmp_path: Path, path: str) -> None:
+    datasets = [{"path": path, "label": label, "data_files": None} for label in ("chats", "code")]
+    folder = crosscoder_folder(tmp_path / "run", datasets=datasets)
+    (folder / "latents.csv").write_text("latent,fires on\n3, json\n")
+    contents = BundleOptions(dataset_names={"chats": "alice/chats"})
+    done = publish_crosscoder(folder, REPO, "first", PublishOptions(contents=contents))
+    files = hub.repositories[REPO].files()
+    unnamed = path or "local:code"
+    assert [entry["path"] for entry in json.loads(files["first/runner_cfg.json"])["datasets"]] == [
+        "alice/chats",
+        unnamed,
+    ]
+    assert "datasets:\n- alice/chats\n" in done.card
+    assert "- alice/code" not in done.card
+    assert files["first/latents.csv"] == b"latent,fires on\n3, json\n"
+    assert "report.html" in done.left_out
+
+
+def test_data_sets_that_share_a_label_are_no_configuration() -> None:
+    with pytest.raises(ConfigError, match="have one label"):
+        redaction_of("gpt2", [{"path": "json", "label": "a"}, {"path": "text", "label": "a"}])
 
 
 def test_the_longer_of_two_local_names_is_replaced_first() -> None:

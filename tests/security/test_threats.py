@@ -131,7 +131,7 @@ def test_models_are_loaded_without_their_code_unless_the_user_says_so(monkeypatc
     "kwargs", [{"token": "abc"}, {"use_auth_token": "x"}, {"api_key": "k"}, {"proxies": {"https": f"u:{SECRET}@h"}}]
 )
 def test_a_token_among_a_models_arguments_is_refused_and_not_repeated(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match=r"has an access token among.*hf auth login") as refused:
+    with pytest.raises(SourceError, match=r"has an access token or a password among.*hf auth login") as refused:
         source("base", model_from_pretrained_kwargs=kwargs)
     assert SECRET not in str(refused.value)
     source("base", model_from_pretrained_kwargs={"token": True})
@@ -148,6 +148,31 @@ def test_a_token_in_a_configuration_is_refused_and_not_repeated(fields: dict[str
     with pytest.raises(ConfigError, match=r"looks like an access token") as refused:
         run_config(standard_config(), **fields)
     assert SECRET not in str(refused.value)
+
+
+ADDRESS = f"https://alice:{SECRET[3:]}@host/data"
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    listed: list[dict[str, Any]] = [
+        {"dataset_path": ADDRESS},
+        {"dataset_path": "", "datasets": [{"path": "json", "data_files": ADDRESS}]},
+    ]
+    for fields in listed:
+        with pytest.raises(ConfigError, match=r"holds an address with a password.*fetch files") as refused:
+            run_config(standard_config(), **fields)
+        assert SECRET[3:] not in str(refused.value)
+    with pytest.raises(SourceError, match="or a password among") as refused:
+        source("base", model_from_pretrained_kwargs={"proxies": {"https": ADDRESS}})
+    assert SECRET[3:] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["hf://datasets/alice/chats@main/a.jsonl", "https://host:8080/data@v2/a.jsonl", "s3://bucket/a:b@c", "a:b@c"],
+)
+def test_addresses_without_a_password_are_taken(path: str) -> None:
+    assert run_config(standard_config(), dataset_path=path).dataset_path == path
 
 
 def test_the_login_of_this_machine_stands_in_no_file_and_in_no_message_of_a_run(

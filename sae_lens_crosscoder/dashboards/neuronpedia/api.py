@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 from sae_lens_crosscoder.errors import ConfigError, UploadError, first_line
 
 NEURONPEDIA = "https://www.neuronpedia.org"
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 _MAX_ANSWER_BYTES = 100_000_000
 _TOO_MANY_REQUESTS = 429
@@ -24,10 +26,17 @@ class ApiKey:
     """An API key, which shows itself nowhere.
 
     Raises:
-        ConfigError: The environment variable is not set, or holds what cannot be a key.
+        ConfigError: What cannot be the name of an environment variable, one that is not set, or one that holds what
+            cannot be a key.
     """
 
     def __init__(self, variable: str) -> None:
+        if not _VARIABLE.fullmatch(variable):
+            # Not repeated: it may be the key.
+            raise ConfigError(
+                "What was given is no name of an environment variable. Give the name of the one that holds the API "
+                "key, such as NEURONPEDIA_API_KEY, and not the key itself."
+            )
         value = os.environ.get(variable, "").strip()
         if not value:
             raise ConfigError(
@@ -75,14 +84,17 @@ class NeuronpediaApi:
         timeout_s: Seconds without an answer after which a request counts as lost.
 
     Raises:
-        ConfigError: An address that is none, or to which the key would go unencrypted over a network.
+        ConfigError: An address that is none, holds a user, or to which the key would go unencrypted over a network.
     """
 
     def __init__(self, base_url: str, key: ApiKey, timeout_s: float) -> None:
-        parts = urllib.parse.urlsplit(base_url)
-        if parts.scheme not in ("https", "http") or not parts.hostname:
+        if "@" in base_url:
+            # Not repeated: it may hold a password. The API knows no users but by their keys.
+            raise ConfigError(f"The address holds a user or a password (@). Use one such as {NEURONPEDIA}.")
+        scheme, host = _scheme_and_host(base_url)
+        if scheme not in ("https", "http") or not host:
             raise ConfigError(f"{base_url!r} is no web address. Use one such as {NEURONPEDIA}.")
-        if parts.scheme == "http" and parts.hostname not in _LOCAL:
+        if scheme == "http" and host not in _LOCAL:
             raise ConfigError(f"{base_url} is not encrypted: the API key could be read on its way. Use https://.")
         self.base_url = base_url.rstrip("/")
         self._key = key
@@ -145,6 +157,16 @@ class NeuronpediaApi:
             413: "The payload is too large for the service.",
         }
         return UploadError(f"{self.base_url} answered {error.code}: {said} {advice.get(error.code, '')}".rstrip())
+
+
+def _scheme_and_host(address: str) -> tuple[str, str | None]:
+    """Both parts of a web address; no host where its brackets or its port are none."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        _ = parts.port
+    except ValueError:
+        return "", None
+    return parts.scheme, parts.hostname
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -41,10 +41,11 @@ def source_names(
         )
         for source in sources
     }
-    if len(set(names.values())) < len(names):
+    places = list(names.values())
+    if twice := next((name for name in places if places.count(name) > 1), None):
         raise ConfigError(
-            f"Two sources would be {next(iter(names.values())).model_id!r} at one layer of one source set. Say which "
-            "model each of them is: --model-id LABEL=ID."
+            f"Two sources would be {twice.model_id!r} at layer {twice.layer} of one source set. Say which model each "
+            "of them is: --model-id LABEL=ID."
         )
     return names
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from sae_lens_crosscoder.dashboards.neuronpedia.latents import BatchHeader, read_header, read_latents
 from sae_lens_crosscoder.dashboards.neuronpedia.names import upload_id_fault
 from sae_lens_crosscoder.dashboards.neuronpedia.payloads import PayloadWriter
@@ -123,7 +125,8 @@ class _SourceWriter:
         has_payloads = upload_id_fault(name.source_id) is None
         n_latents = n_dead = n_windows = n_silent = 0
         with RowsWriter(self.folder / "features") as features, RowsWriter(self.folder / "activations") as activations:
-            for latent in read_latents(source.batches):
+            title = f"Exporting {name.model_id}"
+            for latent in tqdm(read_latents(source.batches), desc=title, unit=" latents", disable=None):
                 features.write(neuron_row(latent, name, source.hook_name, release.creator_id))
                 for row in activation_rows(latent, name, release.creator_id):
                     activations.write(row)

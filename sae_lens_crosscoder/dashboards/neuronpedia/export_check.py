@@ -6,6 +6,8 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from sae_lens_crosscoder.dashboards.neuronpedia.checks import check_row
 from sae_lens_crosscoder.dashboards.neuronpedia.keys import KeySets, SeenKeys
 from sae_lens_crosscoder.dashboards.neuronpedia.lines import read_rows
@@ -70,7 +72,8 @@ class SourceFolderCheck:
                     self.findings.add(file, 0, "", f"only files that end in {ROWS_ENDING} are imported")
             if not rows_files:
                 self.findings.add(self.folder / name, 0, "", f"there is no {ROWS_ENDING} file, so nothing is imported")
-            for file in rows_files:
+            title = f"Checking {name} of {self.folder.parent.name}"
+            for file in tqdm(rows_files, desc=title, unit="file", disable=None, leave=False):
                 self._check_rows(file, table)
 
     def _check_rows(self, file: Path, table: Table) -> None:

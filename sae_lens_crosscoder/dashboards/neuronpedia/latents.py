@@ -23,6 +23,8 @@ from sae_lens_crosscoder.dashboards.neuronpedia.schema import NEURON
 from sae_lens_crosscoder.errors import DataError, first_line
 from sae_lens_crosscoder.files import existing_folder
 
+_OF_BATCH = ("model_id", "layer", "sae_set", "sae_id_suffix", "features")
+_OF_TEXT = ("dataset", "n_prompts_total", "n_tokens_in_prompt")
 _TABLES = [group for group in NEURON.parallel if group[0] != "topkCosSimIndices"]
 
 
@@ -88,11 +90,14 @@ def read_header(folder: str | Path) -> BatchHeader:
 
     Raises:
         NotFoundError: There is no such folder.
-        DataError: A folder without batches, or a batch without latents.
+        DataError: A folder without batches, or a batch without latents or what they were read on.
         ConfigError: A name that Neuronpedia does not take.
     """
-    batch = _read(batch_files(folder)[0])
+    file = batch_files(folder)[0]
+    batch = _read(file)
     feature = batch["features"][0]
+    if missing := [key for key in _OF_TEXT if not isinstance(feature, dict) or key not in feature]:
+        raise DataError(f"{file} is no batch of sae-dashboard: its first latent lacks {', '.join(missing)}.")
     name = SourceName(batch["model_id"], batch["sae_set"], batch["layer"], batch["sae_id_suffix"])
     return BatchHeader(name, feature["dataset"], feature["n_prompts_total"], feature["n_tokens_in_prompt"])
 
@@ -137,7 +142,8 @@ def read_latents(folder: str | Path) -> Iterator[Latent]:
                     raise ValueError("it stands in the batches twice")
             except (KeyError, TypeError, ValueError) as error:
                 index = feature.get("feature_index") if isinstance(feature, dict) else None
-                raise DataError(f"{file}: latent {index} cannot be exported: {first_line(error)}.") from error
+                why = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+                raise DataError(f"{file}: latent {index} cannot be exported: {why}.") from error
             seen.add(latent.index)
             yield latent
 
@@ -156,9 +162,8 @@ def _read(file: Path) -> dict[str, Any]:
         batch = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"The batch {file} cannot be read: {first_line(error)}. Make it again.") from error
-    keys = ("model_id", "layer", "sae_set", "sae_id_suffix", "features")
-    missing = [key for key in keys if key not in batch] if isinstance(batch, dict) else keys
-    if missing or not batch["features"]:
+    missing = [key for key in _OF_BATCH if key not in batch] if isinstance(batch, dict) else _OF_BATCH
+    if missing or not isinstance(batch["features"], list) or not batch["features"]:
         raise DataError(f"{file} is no batch of sae-dashboard: it lacks {', '.join(missing) or 'latents'}.")
     return batch
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from sae_lens_crosscoder.dashboards.neuronpedia.api import NEURONPEDIA, ApiKey, NeuronpediaApi, TryLaterError
 from sae_lens_crosscoder.dashboards.neuronpedia.payload_check import payload_files

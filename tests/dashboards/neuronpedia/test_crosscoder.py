@@ -104,7 +104,11 @@ def test_models_are_named_by_the_last_part_of_their_name_and_the_layer_of_their_
         ({}, ("crosscoder", {"basis": "a"}, {}), "no source 'basis'. The sources are 'base', 'chat'"),
         ({}, ("crosscoder", {}, {"basis": 1}), "no source 'basis'"),
         ({"hook_name": "hook_embed"}, ("crosscoder", {}, {}), "does not name one layer.*--layer base=N"),
-        ({"model_name": "x/gemma-2-2b-it"}, ("crosscoder", {}, {"base": 13}), "Two sources would be 'gemma-2-2b-it'"),
+        (
+            {"model_name": "x/gemma-2-2b-it"},
+            ("crosscoder", {}, {"base": 13}),
+            "Two sources would be 'gemma-2-2b-it' at layer 13",
+        ),
         ({}, ("crosscoder", {"base": "Gemma 2"}, {}), "'Gemma 2' is no model id"),
     ],
 )
@@ -113,6 +117,12 @@ def test_names_that_neuronpedia_refuses_are_found_before_any_work(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         source_names(pair(**changes), *arguments)
+
+
+def test_of_several_models_those_that_are_one_are_named() -> None:
+    third = Source("rl", "google/gemma-2-2b-it", "blocks.13.hook_resid_post", d_in=16)
+    with pytest.raises(ConfigError, match="Two sources would be 'gemma-2-2b-it'"):
+        source_names(Sources((*pair(), third)), "crosscoder", {}, {})
 
 
 def test_what_is_known_of_the_models_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

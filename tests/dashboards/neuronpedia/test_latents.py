@@ -125,6 +125,21 @@ def test_files_that_are_no_batches_are_named(tmp_path: Path, text: str, message:
         read_header(tmp_path)
 
 
+@pytest.mark.parametrize("features", [[{"feature_index": 0}], [7], {"0": {}}])
+def test_batches_of_another_sae_dashboard_are_named(tmp_path: Path, features: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"batch-0\.json is no batch of sae-dashboard: .*lacks (dataset, n_prompts|latents)"
+    ):
+        read_header(written_batches(tmp_path, features))
+
+
+def test_what_a_latent_lacks_is_named(tmp_path: Path) -> None:
+    feature = batch_features("tiny-base")[0]
+    del feature["vector"]
+    with pytest.raises(DataError, match=r"latent 0 cannot be exported: it lacks 'vector'\."):
+        list(read_latents(written_batches(tmp_path, [feature])))
+
+
 def test_a_batch_without_latents_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"batch-0\.json is no batch of sae-dashboard: it lacks latents"):
         read_header(written_batches(tmp_path, []))

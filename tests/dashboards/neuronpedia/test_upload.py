@@ -214,7 +214,30 @@ def test_a_missing_or_broken_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         assert value not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["http://neuronpedia.org", "neuronpedia.org", "ftp://neuronpedia.org", "https://"])
+def test_a_key_in_the_place_of_its_variable_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="and not the key itself") as refused:
+        ApiKey("sk-np-secret")
+    assert "sk-np-secret" not in str(refused.value)
+
+
+def test_an_address_with_a_user_is_refused_and_not_repeated(payloads: Path, key: ApiKey) -> None:
+    with pytest.raises(ConfigError, match="holds a user or a password") as refused:
+        upload_payloads(payloads, key, UploadConfig("https://alice:secret@neuronpedia.org"))
+    assert "secret" not in str(refused.value)
+    assert not (payloads / "uploaded.json").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://neuronpedia.org",
+        "neuronpedia.org",
+        "ftp://neuronpedia.org",
+        "https://",
+        "https://[neuronpedia.org",
+        "https://neuronpedia.org:https",
+    ],
+)
 def test_the_key_goes_over_no_open_line(payloads: Path, key: ApiKey, url: str) -> None:
     with pytest.raises(ConfigError, match=r"not encrypted|no web address"):
         upload_payloads(payloads, key, UploadConfig(url))

@@ -25,7 +25,7 @@ MUTATE ?= $(addprefix diffing/,geometry.py classes.py latent_scaling.py scaling_
 MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py diffing/test_devices.py \
 	training/test_*crosscoder.py training/test_contract.py training/test_latent_layout.py training/test_unfolding.py \
 	training/sparse/test_*selection.py training/sparse/test_forward.py training/parallel/test_kth_largest.py \
-	activations/test_scaler.py hub/test_formats.py hub/formats))
+	activations/test_scaler.py hub/test_formats.py hub/test_weights.py hub/formats))
 
 # What runs on the second stack only: dashboards, and the kernels for GPUs, which need Triton.
 COVERAGE_DASHBOARD := tests/dashboards tests/training/sparse

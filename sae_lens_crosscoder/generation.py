@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -119,7 +120,13 @@ def replacing(patch: Tensor, where: Bool[Tensor, "batch pos"] | None = None) -> 
 def next_tokens(
     logits: Float[Tensor, "batch d_vocab"], temperature: float, generator: torch.Generator | None
 ) -> Int[Tensor, " batch"]:
-    """The likeliest tokens for temperature 0, else a draw from softmax(logits / temperature)."""
+    """The likeliest tokens for temperature 0, else a draw from softmax(logits / temperature).
+
+    Raises:
+        ConfigError: A temperature below 0, which would draw the least likely tokens, or one that is no number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"temperature={temperature} must be 0 (the likeliest token) or more, and finite.")
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)

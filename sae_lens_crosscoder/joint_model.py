@@ -230,13 +230,21 @@ class JointModel(_JointHookedModule):
 
         Raises:
             SourceError: No model has a tokenizer, or it has no BOS to prepend.
+            ShapeError: Texts of different length, while all models read the same ids.
         """
         if self.tokenizer is None:
             raise SourceError("No model of this joint model has a tokenizer. Give token ids, or models with one.")
         texts = [text] if isinstance(text, str) else text
         if self.aligner is not None:
             return self.aligner.rows(texts, prepend_bos)
-        ids = torch.tensor(self.tokenizer(texts, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise ShapeError(
+                f"The texts have from {lengths[0]} to {lengths[-1]} tokens, and padding would be read as text. Pass "
+                "texts of one length in tokens, or one at a time."
+            )
+        ids = torch.tensor(rows, dtype=torch.long)
         if not prepend_bos:
             return ids
         if self.tokenizer.bos_token_id is None:
@@ -329,7 +337,7 @@ class JointModelView(_JointHookedModule):
 
         Raises:
             SourceError: A kind of model whose cache is not known here, or models with tokens of their own.
-            ConfigError: More tokens than a model has positions for.
+            ConfigError: More tokens than a model has positions for, or a temperature below 0.
         """
         joint = self._joint[0]
         if joint.aligner is not None:

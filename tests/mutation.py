@@ -195,7 +195,8 @@ def _live_functions(files: set[str]) -> dict[FunctionKey, list[FunctionType]]:
     """The functions of this process, whatever decorators they are behind."""
     lines: dict[tuple[str, str], dict[int, list[FunctionType]]] = defaultdict(lambda: defaultdict(list))
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename in files:
+        # Not isinstance: some of torch's objects warn when they are asked for their class.
+        if type(function) is FunctionType and function.__code__.co_filename in files:
             code = function.__code__
             lines[code.co_filename, code.co_qualname][code.co_firstlineno].append(function)
     return {

@@ -95,6 +95,12 @@ def test_draws_are_those_of_the_generator_and_of_the_temperature() -> None:
     torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [-0.5, torch.nan, torch.inf])
+def test_temperatures_that_cannot_be_are_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="must be 0"):
+        tiny_pair().view("chat").generate(PROMPTS, 1, temperature=temperature)
+
+
 def test_a_model_without_a_known_cache_is_refused() -> None:
     with pytest.raises(SourceError, match="not of HookedMamba"):
         stepper(object(), "HookedMamba", 1)

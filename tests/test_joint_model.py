@@ -302,6 +302,13 @@ def test_text_becomes_tokens_by_the_first_model_that_has_a_tokenizer():
     assert joint.to_tokens(text, prepend_bos=False).tolist() == [fresh_tokenizer()(text)["input_ids"]]
 
 
+def test_texts_of_different_length_are_refused_where_all_models_read_the_same_ids():
+    joint = tiny_pair(tokenizer=fresh_tokenizer())
+    assert joint.to_tokens(["the owl", "the owl"], prepend_bos=False).shape[0] == 2
+    with pytest.raises(ShapeError, match="The texts have from"):
+        joint.to_tokens(["the", "the owl flies"], prepend_bos=False)
+
+
 def test_text_without_any_tokenizer_is_refused():
     with pytest.raises(SourceError, match="No model of this joint model has a tokenizer"):
         tiny_pair().to_tokens("the owl")

@@ -71,6 +71,17 @@ def test_a_diff_writes_one_row_a_latent_and_one_page(combine: str, tmp_path: Pat
     assert "https://" not in page.replace("https://www.w3.org", "")
 
 
+def test_a_report_names_the_random_latents_by_their_number_and_no_correlation_that_there_is_not(tmp_path: Path) -> None:
+    pair = subject()
+    with torch.no_grad():
+        pair.sae.b_enc[2:] = -1e6
+    found = diff_models(pair, tmp_path, SMALL)
+    assert math.isnan(found.experiments.attribution.rank_correlation)
+    assert not any("nan" in paragraph.split() or "nan." in paragraph for paragraph in found.report.overview.paragraphs)
+    sets = found.experiments.sets
+    assert all(name.split()[0] == str(len(latents)) for name, latents in sets.items() if "random" in name)
+
+
 def test_the_pass_counts_every_token_but_the_first_and_the_excluded(tmp_path: Path) -> None:
     pair = subject()
     found = diff_models(pair, tmp_path, SMALL)
@@ -198,6 +209,9 @@ def test_another_text_or_effort_does_not_take_up_the_work_of_this_one() -> None:
     assert replace(pair, excluded_tokens=(0, 5)).fingerprint(SMALL) != fingerprint
     other_text = replace(pair.sequences, tokens=pair.sequences.tokens.flip(1))
     assert replace(pair, sequences=other_text).fingerprint(SMALL) != fingerprint
+    dead = torch.zeros(48, dtype=torch.bool)
+    assert replace(pair, dead=dead).fingerprint(SMALL) != fingerprint
+    assert replace(pair, dead=~dead).fingerprint(SMALL) != replace(pair, dead=dead).fingerprint(SMALL)
     with torch.no_grad():
         pair.sae.b_enc[3] += 1e-3
     assert pair.fingerprint(SMALL) != fingerprint

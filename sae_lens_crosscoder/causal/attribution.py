@@ -51,7 +51,7 @@ def first_order_kl_attribution(
         point = run.base + share * (run.finetuned - run.base) if n_path_points else run.finetuned
         gradient += _kl_gradient(comparison, tokens, point, log_base, counted) / len(shares)
     with torch.no_grad():
-        return run.feature_acts * (gradient.to(run.feature_acts.dtype) @ comparison.directions.T)
+        return run.feature_acts * (gradient.to(comparison.directions.dtype) @ comparison.directions.T)
 
 
 def _kl_gradient(

@@ -54,7 +54,7 @@ class PatchTest:
         if taken:
             raise ConfigError(f"A set of latents is called {taken[0]!r}, which names a bound. Rename it.")
         self.comparison = comparison
-        self.sets = {name: list(latents) for name, latents in sets.items()}
+        self.sets = {name: list(dict.fromkeys(latents)) for name, latents in sets.items()}
         self.reverse = reverse
         self._sums: dict[str, dict[str, float]] = {name: {} for name in (*bounds, *self.sets)}
         self._n_tokens: dict[str, int] = {}

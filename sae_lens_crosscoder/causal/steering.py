@@ -50,13 +50,13 @@ def steering_edit(
     # A view puts back base + difference, or finetuned - difference: the base model moves against the sign.
     sign = -1.0 if sources.combine == "difference" and label == comparison.base else 1.0
     added = sum((a * W_dec[j, columns] for j, a in steering.add.items()), torch.zeros_like(W_dec[0, columns]))
-    removed = list(steering.remove)
+    removed = list(dict.fromkeys(steering.remove))  # a latent named twice is taken away once
 
     def edit(joined: Tensor) -> Tensor:
         change = added.expand(*joined.shape[:-1], -1)
         if removed:
             acts = comparison.sae.encode(joined.to(W_dec.device))[..., removed]
-            change = change - acts @ W_dec[removed][:, columns]
+            change = change - acts.to(W_dec.dtype) @ W_dec[removed][:, columns]
         edited = joined.clone()
         edited[..., columns] += sign * change.to(joined)
         return edited

@@ -33,8 +33,8 @@ def decoder_norms(
         widths: Columns of each source, in order; they add up to `d_in`.
         scales: Factor per source that activations were multiplied by in training and that was then folded into the
             weights (`sqrt(width) / mean norm`; a decoder that took it in is shorter by it). With it, norms are in
-            units of each source's mean activation norm, as in Kissane et al. (2024); without it they are in raw
-            activation units, and a source with larger activations looks more important.
+            units in which each source's mean activation norm is `sqrt(width)`, as in Kissane et al. (2024); without
+            it they are in raw activation units, and a source with larger activations looks more important.
 
     Raises:
         ShapeError: The widths do not add up to `d_in`, or there is not one scale per source.

@@ -101,7 +101,7 @@ class PairGeometry:
         thresholds: ClassThresholds | None = None,
         dead: Bool[Tensor, " n_latents"] | None = None,
     ) -> PairGeometry:
-        """Measure two sources of a crosscoder, in units of their activations' mean norms.
+        """Measure two sources of a crosscoder, in the units that it was trained in (see `decoder_norms`).
 
         Args:
             W_dec: The flat decoder.

@@ -50,12 +50,19 @@ def rotation(
 
     Raises:
         ShapeError: Decoders of different shape, scales without widths, or widths that do not add up.
-        ConfigError: A decoder with infinite or missing numbers, or a scale that is not positive and finite.
+        ConfigError: A decoder with infinite or missing numbers, a scale that is not positive and finite, or scales of
+            the later decoder only.
     """
     if W_dec_before.shape != W_dec_after.shape:
         raise ShapeError(
             f"The decoders are {tuple(W_dec_before.shape)} and {tuple(W_dec_after.shape)}: latents can only be "
             "followed through stages of one dictionary."
+        )
+    if scales_before is None and scales_after is not None:
+        raise ConfigError(
+            "There are scales for the later decoder only, so that rows in different units would be compared, and a "
+            "latent that kept its direction would look turned. Pass scales_before too: 1 for every source if nothing "
+            "was folded into the earlier decoder."
         )
     if scales_after is None:
         scales_after = scales_before
@@ -145,7 +152,7 @@ def ranks(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
 
 
 def _unit_rows(W_dec: Tensor, widths: Sequence[int] | None, scales: Sequence[float] | None) -> Tensor:
-    """Rows of length 1, in units of each source's mean activation norm if scales are given; zero rows become NaN."""
+    """Rows of length 1, in the units of training if scales are given; zero rows become NaN."""
     if scales is not None and widths is None:
         raise ShapeError("Activation scales belong to sources: pass the widths of the sources with them.")
     widths = [W_dec.shape[-1]] if widths is None else list(widths)

@@ -128,11 +128,13 @@ def run_pass(
         )
     with torch.no_grad():
         decoder = LinearDecoder.of(sae) if decoder is None else decoder
-        for i, batch in enumerate(tqdm(batches, disable=not progress, desc="Reading latents", unit="batch")):
+        is_first = True
+        for batch in tqdm(batches, disable=not progress, desc="Reading latents", unit="batch"):
             tokens = (batch if isinstance(batch, TokenBatch) else TokenBatch(batch)).to(sae.W_dec.device)
             if len(tokens.x) == 0:
                 continue
-            coded = _coded(sae, decoder, sources, tokens, check=i == 0)
+            coded = _coded(sae, decoder, sources, tokens, check=is_first)
+            is_first = False
             for accumulator in accumulators:
                 accumulator.add(coded)
 

@@ -46,7 +46,7 @@ def overview(
     if readings.scaling is None:
         paragraphs.append("The sources differ in width, so that latent scaling was left out.")
     exact = experiments.attribution
-    if len(exact.latents) >= 3:
+    if not math.isnan(exact.rank_correlation):
         paragraphs.append(
             f"Of the {len(exact.latents)} latents that carry most of the KL to first order, exact removal gives the "
             f"same order with rank correlation {exact.rank_correlation:.2f}."

@@ -107,7 +107,7 @@ def latent_sets(
     generator = torch.Generator().manual_seed(0)
     drawn = candidates[torch.randperm(len(candidates), generator=generator)[: len(first)]]
     sets = {"first 3 by KL attribution": first[:3], "first 10 by KL attribution": first}
-    sets["10 random active ones"] = sorted(drawn.tolist())
+    sets[f"{len(drawn)} random active ones"] = sorted(drawn.tolist())
     if geometry is not None:
         for label in geometry.labels:
             members = [j for j, name in enumerate(geometry.classes) if name == f"{label}-only"]

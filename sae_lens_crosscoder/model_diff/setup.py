@@ -96,13 +96,14 @@ class DiffSubject:
         return slice(0, max(1, budget_tokens // self.sequences.tokens.shape[1]))
 
     def fingerprint(self, config: DiffConfig) -> str:
-        """Changes with the weights, the text and the effort, so that work on others is not taken for this one's."""
+        """Changes with the weights, the text, the dead latents and the effort: work on others is not taken for this."""
         described = {
             "config": asdict(config),
             "sae": self.sae.cfg.to_dict(),
             "sources": self.joint.sources.to_metadata(),
             "data": [*self.sequences.dataset_names],
             "excluded": list(self.excluded_tokens),
+            "dead": None if self.dead is None else self.dead.nonzero()[:, 0].tolist(),
         }
         # The first sequence's activations stand for the models' weights.
         models = self.joint(self.sequences.tokens[:1])

@@ -62,6 +62,25 @@ def test_before_its_estimate_a_scaler_changes_nothing():
     assert torch.equal(scaler.unscale(x), x)
 
 
+def test_factors_that_are_loaded_take_the_place_of_those_in_use(tmp_path: Path):
+    scaler, other = estimated(), SourceScaler(SOURCES)
+    x = torch.ones(1, 13)
+    before = scaler.scale(x)
+    other.estimate_scaling_factor(13, batches(rows_of_norm(8, 72)), 1)
+    other.save(str(tmp_path / "scaler.json"))
+    scaler.load(tmp_path / "scaler.json")
+    assert torch.equal(scaler.scale(x), other.scale(x))
+    torch.testing.assert_close(scaler.scale(x), before * torch.tensor([3 / 8] * 4 + [18 / 72] * 9))
+
+
+def test_factors_follow_the_activations_to_their_device():
+    scaler = estimated()
+    x = torch.ones(2, 13)
+    scaler.scale(x)
+    assert scaler.scale(x.to("meta")).device.type == "meta"  # which every machine has beside its CPU
+    assert scaler.scale(x).device.type == "cpu"
+
+
 def test_only_the_asked_number_of_batches_is_taken():
     given = batches(*[rows_of_norm(1, 1)] * 5)
     SourceScaler(SOURCES).estimate_scaling_factor(13, given, 2)
@@ -70,9 +89,10 @@ def test_only_the_asked_number_of_batches_is_taken():
 
 def test_norms_of_float16_activations_do_not_overflow():
     scaler = SourceScaler(SOURCES)
-    scaler.estimate_scaling_factor(13, batches(rows_of_norm(1000, 30000, 4).half()), 1)
+    scaler.estimate_scaling_factor(13, batches(torch.full((4, 13), 30000.0, dtype=torch.float16)), 1)
     assert scaler.scaling_factor is not None
-    torch.testing.assert_close(scaler.scaling_factor, torch.tensor([2 / 1000, 3 / 30000], dtype=torch.float64))
+    # Norms of 60,000 and 90,000, of which float16 holds the first.
+    torch.testing.assert_close(scaler.scaling_factor, torch.tensor([2 / 60000, 3 / 90000], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])

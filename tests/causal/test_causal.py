@@ -41,6 +41,11 @@ def random_sae(d_in: int = 32, d_sae: int = 24, seed: int = 0) -> StandardSAE:
     return sae_of(W_enc, 0.1 * W_dec, b_enc, 0.1 * b_dec)
 
 
+def in_double_precision(sae: StandardSAE) -> StandardSAE:
+    """The same weights in double precision."""
+    return sae_of(*(getattr(sae, name).detach().to(F64) for name in ("W_enc", "W_dec", "b_enc", "b_dec")))
+
+
 def perfect_sae(d_in: int = 32) -> StandardSAE:
     """Latents are the positive and the negative part of every column: every activation is reconstructed."""
     eye = torch.eye(d_in, dtype=F64)
@@ -137,6 +142,15 @@ def test_first_order_attribution_is_the_derivative_of_the_kl_as_the_latent_is_re
         assert attribution[..., j].sum().item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_of_an_sae_in_half_precision_the_attribution_is_that_of_its_rounded_weights() -> None:
+    half = random_sae().to(torch.bfloat16)
+    with_half, with_rounded = (
+        first_order_kl_attribution(ModelComparison(pair(), sae), TOKENS) for sae in (half, in_double_precision(half))
+    )
+    assert with_half.dtype == torch.float32
+    torch.testing.assert_close(with_half.double(), with_rounded, rtol=0.05, atol=0.02 * with_rounded.abs().max().item())
+
+
 def test_path_attributions_of_a_perfect_crosscoder_add_up_to_the_kl_that_the_difference_makes() -> None:
     comparison = ModelComparison(pair(), perfect_sae())
     total = first_order_kl_attribution(comparison, TOKENS, n_path_points=32).sum()
@@ -188,6 +202,14 @@ def test_patches_are_counted_by_groups_of_tokens_and_any_split_into_batches() ->
         assert effect.kl == pytest.approx(other[group].kl, rel=1e-5)
         assert effect.n_tokens == other[group].n_tokens == {"first": 9, "rest": 21}[group]
     assert one["first"].kl != one["rest"].kl
+
+
+def test_a_latent_that_stands_twice_in_a_set_is_patched_once() -> None:
+    test = PatchTest(ModelComparison(pair(), random_sae()), {"once": [3, 7], "twice": [3, 7, 3]})
+    test.add(TOKENS)
+    effects = test.compute()
+    assert effects["twice"] == effects["once"]
+    assert effects["once"]["all"].kl != effects["nothing"]["all"].kl
 
 
 def test_a_difference_sae_is_patched_with_its_own_rows() -> None:

@@ -35,6 +35,24 @@ def test_latents_are_added_and_removed_by_the_steered_models_own_rows(label: str
     torch.testing.assert_close(edited, expected)
 
 
+def test_a_latent_that_is_named_twice_is_taken_away_once() -> None:
+    pair = comparison()
+    joined = pair.joint(TOKENS)
+    twice, once = (steering_edit(pair, "chat", Steering(remove=latents))(joined) for latents in ([7, 7], [7]))
+    assert torch.equal(twice, once)
+    assert not torch.equal(once, joined)
+
+
+def test_latents_of_an_sae_in_half_precision_are_taken_away() -> None:
+    pair = comparison()
+    joined = pair.joint(TOKENS)
+    expected = steering_edit(pair, "chat", Steering(remove=[7]))(joined) - joined
+    half = ModelComparison(pair.joint, pair.sae.to(torch.bfloat16))
+    change = steering_edit(half, "chat", Steering(remove=[7]))(joined) - joined
+    torch.testing.assert_close(change, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    assert expected.abs().max() > 0
+
+
 @pytest.mark.parametrize("label", ["base", "chat"])
 def test_a_difference_moves_either_model_towards_the_fine_tuned_one(label: str) -> None:
     pair = comparison("difference")

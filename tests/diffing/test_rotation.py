@@ -53,6 +53,7 @@ def test_half_precision_decoders_are_compared_in_float32():
     cosines = rotation(before, after, [2, 4], [0.3, 0.7])
     assert cosines.dtype == torch.float32
     assert torch.equal(cosines, rotation(before.float(), after.float(), [2, 4], [0.3, 0.7]))
+    assert rotation(before, after.double()).dtype == torch.float32
 
 
 @given(st.integers(0, 10_000))
@@ -72,6 +73,8 @@ def test_decoders_of_two_dictionaries_and_scales_without_widths_are_refused(unch
         rotation(rows, torch.randn(5, 6))
     with pytest.raises(ShapeError, match="pass the widths"):
         rotation(rows, rows, None, [1.0, 2.0])
+    with pytest.raises(ConfigError, match="scales for the later decoder only"):
+        rotation(rows, rows, [2, 4], scales_after=[1.0, 2.0])
     with pytest.raises(ShapeError, match="3 scales for 2 sources"):
         rotation(rows, rows, [2, 4], [1.0, 2.0, 3.0])
     with pytest.raises(ConfigError, match="infinite or not a number"):
@@ -106,6 +109,12 @@ def test_thresholds_are_percentiles_of_the_latents_that_have_a_cosine():
     assert data == pytest.approx(picture().data_change[:19].median().item())
 
 
+def test_a_latent_at_a_threshold_is_not_beyond_it():
+    cosines = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    rotations = StageRotations(cosines, cosines, percentile=50.0)
+    assert rotations.quadrants == ["max_change_DM"] * 2 + ["min_change_DM"] * 3
+
+
 def test_the_first_rank_turned_furthest_and_the_joint_rank_asks_for_both():
     rotations = picture()
     assert rotations.model_ranks[[0, 2]].tolist() == [1, 2]
@@ -120,6 +129,9 @@ def test_the_worse_rank_counts_before_the_sum_of_both():
     # Ranks (1, 4), (3, 3), (2, 1), (4, 2): the worse are 4, 3, 2, 4, and of the two 4 the sum 5 is before 6.
     rotations = StageRotations(torch.tensor([0.1, 0.3, 0.2, 0.4]), torch.tensor([0.4, 0.3, 0.1, 0.2]))
     assert rotations.joint_ranks.tolist() == [3, 2, 1, 4]
+    # Ranks (4, 1), (2, 4), (1, 2), (3, 3): the sum decides, and not which of the two ranks is the better one.
+    rotations = StageRotations(torch.tensor([0.4, 0.2, 0.1, 0.3]), torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    assert rotations.joint_ranks.tolist() == [3, 4, 1, 2]
 
 
 def test_axes_that_do_not_fit_and_percentiles_that_cannot_be_are_refused(unchecked_types: None):
@@ -128,8 +140,10 @@ def test_axes_that_do_not_fit_and_percentiles_that_cannot_be_are_refused(uncheck
     for percentile in (0, 100):
         with pytest.raises(ConfigError, match=f"percentile={percentile} must lie"):
             StageRotations(torch.ones(4), torch.ones(4), percentile=percentile)
-    with pytest.raises(ConfigError, match="No latent has a cosine in data_change"):
-        StageRotations(torch.ones(4), torch.full((4,), torch.nan))
+    nothing = torch.full((4,), torch.nan)
+    for axes, name in (((torch.ones(4), nothing), "data_change"), ((nothing, torch.ones(4)), "model_change")):
+        with pytest.raises(ConfigError, match=f"No latent has a cosine in {name}"):
+            StageRotations(*axes)
 
 
 def test_the_report_has_the_picture_the_table_and_every_latent(tmp_path: Path):

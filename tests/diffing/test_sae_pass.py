@@ -182,6 +182,17 @@ def test_an_sae_whose_decoder_is_not_linear_is_refused(decode: Callable[[Tensor]
     refuse(bent, random_activations(20), "decode is not linear", ConfigError)
 
 
+def test_a_decoder_is_checked_on_the_first_batch_that_has_tokens():
+    class Bent(StandInSAE):
+        def decode(self, feature_acts: Tensor) -> Tensor:
+            return super().decode(feature_acts).relu()
+
+    sae = random_sae()
+    bent = Bent(**{f.name: getattr(sae, f.name) for f in dataclasses.fields(sae)})
+    with pytest.raises(ConfigError, match="decode is not linear"):
+        run_pass(bent, random_activations(20).split([0, 20]), [], make_sources())
+
+
 @pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
 def test_an_sae_that_normalises_at_run_time_is_refused(normalization: str):
     sae = StandardSAE(StandardSAEConfig(d_in=12, d_sae=10, normalize_activations=normalization))  # type: ignore[arg-type]

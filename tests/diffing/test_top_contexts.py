@@ -118,15 +118,25 @@ def test_an_empty_accumulator_takes_over_what_is_merged_into_it():
     torch.testing.assert_close(empty.compute().values, top.compute().values, equal_nan=True)
 
 
+def test_a_saved_state_is_taken_to_the_device_that_goes_on():
+    top, other, numbers = TopContexts(k=2), TopContexts(k=2), torch.arange(200)
+    run_pass(random_sae(), [TokenBatch(random_activations(), numbers, numbers)], [top], make_sources())
+    other.load_state_dict(top.state_dict(), torch.device("meta"))  # which every machine has beside its CPU
+    table = other.compute()
+    assert {table.values.device.type, table.sequence_ids.device.type, table.positions.device.type} == {"meta"}
+
+
 def test_what_cannot_be_done_is_refused():
-    with pytest.raises(DataError, match="where its tokens stand"):
-        run_pass(random_sae(), [random_activations()], [TopContexts()], make_sources())
+    x, numbers = random_activations(), torch.arange(200)
+    for batch in (x, TokenBatch(x, sequence_ids=numbers), TokenBatch(x, positions=numbers)):
+        with pytest.raises(DataError, match="where its tokens stand"):
+            run_pass(random_sae(), [batch], [TopContexts()], make_sources())
     with pytest.raises(DataError, match="No tokens"):
         TopContexts().compute()
-    for numbers in ({"k": 0}, {"per_sequence": 0}):
+    for limits in ({"k": 0}, {"per_sequence": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
-            TopContexts(**numbers)
-    one, other, numbers = TopContexts(2), TopContexts(3), torch.arange(200)
-    run_pass(random_sae(), [TokenBatch(random_activations(), numbers, numbers)], [one, other], make_sources())
+            TopContexts(**limits)
+    one, other = TopContexts(2), TopContexts(3)
+    run_pass(random_sae(), [TokenBatch(x, numbers, numbers)], [one, other], make_sources())
     with pytest.raises(ConfigError, match="merge only parts of one stream"):
         one.merge(other)

@@ -159,6 +159,19 @@ def test_the_threshold_is_the_bias_corrected_moving_average_of_the_smallest_kept
     assert len(set(smallest)) == 12
 
 
+def test_spare_pairs_of_code_0_leave_the_threshold_alone():
+    dense, sparse = batchtopk(), batchtopk()
+    sparse.load_state_dict(dense.state_dict())
+    acts = torch.zeros(3, 24, dtype=torch.float64)
+    acts[0, 1], acts[2, 5] = 2.0, 3.0
+    places = torch.tensor([[0, 1, 2], [1, 7, 5]])  # the second one is spare
+    dense.update_topk_threshold(acts)
+    pairs = torch.sparse_coo_tensor(places, acts[places[0], places[1]], (3, 24), check_invariants=True)
+    sparse.update_topk_threshold(pairs.coalesce())
+    assert torch.equal(sparse.topk_threshold, dense.topk_threshold)
+    assert (dense.topk_threshold > 0).all()
+
+
 def test_a_batch_without_a_code_says_nothing_about_the_threshold():
     sae = batchtopk()
     sae.training_forward_pass(step_input(activations()))

@@ -31,7 +31,7 @@ def norm_columns(W_dec: Float[Tensor, "d_sae d_in"], sources: Sources) -> Iterat
     """The norm of every source's decoder rows."""
     norms = decoder_norms(W_dec, sources.widths, sources.activation_scales)
     for i, (label, column) in enumerate(zip(sources.labels, norms.T, strict=True)):
-        meaning = f"Decoder norm in {label}, in units of its mean activation norm."
+        meaning = f"Decoder norm in {label}, times the activation scale of training if there was one."
         yield Column(f"source_{i}_norm_{file_name(label)}", column, f"norm, {label}", meaning, GROUP, shown=False)
 
 

@@ -106,3 +106,10 @@ def test_rounded_products_are_those_of_rounded_inputs() -> None:
     torch.testing.assert_close(rounded.double(), exact[5:9, 2:20], rtol=0.01, atol=0.03)
     unrounded = ChunkEncoder(*parts).scores(slice(5, 9), slice(2, 20))
     assert not torch.equal(unrounded, rounded)
+
+
+def test_what_is_selected_has_the_dtype_of_the_weights() -> None:
+    problem = Problem(0, (40, 6, 21), "random")
+    half = ChunkEncoder(*(part.bfloat16() for part in (problem.x, problem.W_enc, problem.b_enc, problem.norms)))
+    for found in (LargestOfBatch().select(half, slice(0, 21), 30), largest_of_rows(half, 3)):
+        assert found.scores.dtype == found.acts.dtype == torch.bfloat16

@@ -99,17 +99,19 @@ def test_sources_of_any_number_and_width_give_the_gradients_of_the_dense_step(
     assert_equal_steps(*both_steps(sparse, make(name, widths), activations(widths), dead_latents(7)))
 
 
+@pytest.mark.parametrize("n_shared", [6, 1])
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
 def test_shared_latents_with_a_k_of_their_own_are_selected_as_in_the_dense_step(
-    sparse: pytest.MonkeyPatch, name: str
+    sparse: pytest.MonkeyPatch, name: str, n_shared: int
 ) -> None:
-    fields = {"n_shared_latents": 6, "k_shared": 1.0, "k": 3.0}
+    fields = {"n_shared_latents": n_shared, "k_shared": 1.0, "k": 3.0}
     dense, x = make(name, [8, 8], **fields), activations([8, 8])
     here = make(name, [8, 8], **fields)
     output = step(here, x)
     densely(sparse)
     expected = step(dense, x)
     torch.testing.assert_close(output.feature_acts.to_dense(), expected.feature_acts)
+    assert expected.feature_acts[:, :n_shared].any()
     torch.testing.assert_close(here.topk_threshold, dense.topk_threshold, rtol=1e-12, atol=0)
     assert len(here.topk_threshold) == 2
 

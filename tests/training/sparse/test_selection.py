@@ -8,9 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_problems import Problem, first_largest, problems
 
+from sae_lens_crosscoder.training.parallel.division import Division
 from sae_lens_crosscoder.training.sparse import encoder as encoder_module
+from sae_lens_crosscoder.training.sparse.chunk_encoder import ChunkEncoder
 from sae_lens_crosscoder.training.sparse.encoder import PairEncoder, ScoredPairs, true_positions
-from sae_lens_crosscoder.training.sparse.selection import LargestOfBatch, largest_of_rows
+from sae_lens_crosscoder.training.sparse.selection import (
+    LargestOfBatch,
+    largest_of_ranks,
+    largest_of_rows,
+    positive_pairs,
+)
 from sae_lens_crosscoder.training.sparse.ties import largest
 
 
@@ -47,6 +54,113 @@ def test_latents_are_selected_among_themselves_if_asked_for(problem: Problem, n:
     apart = torch.zeros_like(problem.scores)
     apart[:, 3:7] = problem.scores[:, 3:7]
     assert found.flat.tolist() == first_largest(apart.flatten(), n)
+
+
+def test_a_start_above_all_scores_is_given_up_however_small_they_are() -> None:
+    problem = Problem(0, (17, 9, 64), "random")
+    problem.norms *= 1e-3
+    problem.scores *= 1e-3
+    selection = LargestOfBatch()
+    selection.start = 1e6
+    n_positive = int((problem.scores > 0).sum())
+    for n in (20, n_positive, n_positive + 5):
+        found = selection.select(problem.encoder(), slice(0, 64), n)
+        assert found.flat.tolist() == first_largest(problem.scores.flatten(), n)
+
+
+def test_no_pair_stays_where_none_is_wanted() -> None:
+    assert len(LargestOfBatch().select(Problem(0, (5, 3, 8), "random").encoder(), slice(0, 8), 0)) == 0
+
+
+@given(problems, st.sampled_from([1, 256]))
+@settings(max_examples=50, deadline=None)
+def test_all_positive_pairs_are_found_unless_they_are_too_many(problem: Problem, n_rows: int) -> None:
+    positive = (problem.scores > 0).flatten()
+    n_positive, n_pairs = int(positive.sum()), positive.numel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "_ROWS", n_rows)
+        found = positive_pairs(problem.encoder(), 1.0)
+        assert found is not None
+        assert found.flat.tolist() == positive.nonzero().view(-1).tolist()
+        assert (found.scores > 0).all()
+        assert n_positive == 0 or positive_pairs(problem.encoder(), (n_positive - 0.5) / n_pairs) is None
+
+
+def test_as_many_positive_pairs_as_the_share_are_not_too_many() -> None:
+    for seed in range(20):
+        problem = Problem(seed, (8, 9, 64), "random")
+        n_positive = int((problem.scores > 0).sum())
+        for encoder in (problem.encoder(), ChunkEncoder(problem.x, problem.W_enc, problem.b_enc, problem.norms)):
+            assert positive_pairs(encoder, n_positive / 512) is not None
+            assert positive_pairs(encoder, (n_positive - 1) / 512) is None
+
+
+def test_a_dense_batch_is_given_up_after_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "_ROWS", 2)
+    problem = Problem(0, (40, 6, 21), "all equal")
+    screened: list[slice] = []
+    screen = PairEncoder.screen
+
+    def counting(self: PairEncoder, rows: slice, latents: slice) -> torch.Tensor:
+        screened.append(rows)
+        return screen(self, rows, latents)
+
+    monkeypatch.setattr(PairEncoder, "screen", counting)
+    assert positive_pairs(problem.encoder(), 0.4) is None
+    assert screened == [slice(0, 2)]
+    assert positive_pairs(problem.encoder(), 0.6) is None
+    assert len(screened) == 21  # less than twice as dense: the candidates may not all be positive
+
+
+class OneOfTwoRanks(Division):
+    """The division on a rank, whose counterpart has scores of its own, which come after."""
+
+    def __init__(self, others: torch.Tensor) -> None:
+        super().__init__()
+        self.others = others
+
+    def largest_of_rows(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+        return largest(torch.cat([scores, self.others], dim=1), k)[:, :k]
+
+
+@given(problems, st.integers(1, 7))
+@settings(max_examples=50, deadline=None)
+def test_of_several_ranks_the_largest_of_every_row_stay(problem: Problem, k: int) -> None:
+    d_sae = problem.scores.shape[1]
+    others = problem.scores.flip(0)[:, :5].round()  # equal to scores of this rank only where those are exact
+    everything = torch.cat([problem.scores, others], dim=1)
+    expected = [i * d_sae + j for i, row in enumerate(everything) for j in first_largest(row, k) if j < d_sae]
+    encoder = problem.encoder()
+    found = largest_of_ranks(largest_of_rows(encoder, k), encoder, OneOfTwoRanks(others), k)
+    assert found.flat.tolist() == expected
+    torch.testing.assert_close(found.scores, problem.scores.flatten()[found.flat], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_tensors_are_made_where_the_batch_is(in_chunks: bool) -> None:
+    problem = Problem(0, (17, 9, 64), "random")
+    division = OneOfTwoRanks(problem.scores[:, :5])
+
+    def found() -> list[ScoredPairs | None]:
+        parts = (problem.x, problem.W_enc, problem.b_enc, problem.norms)
+        encoder = ChunkEncoder(*parts) if in_chunks else PairEncoder(*parts)
+        of_rows = largest_of_rows(encoder, 4)
+        selection, everything = LargestOfBatch(), slice(0, 64)
+        return [
+            *(selection.select(encoder, everything, n) for n in (0, 40)),
+            of_rows,
+            largest_of_ranks(of_rows, encoder, division, 4),
+            positive_pairs(encoder, 1.0),
+        ]
+
+    expected = found()
+    with torch.device("meta"):  # holds no numbers, and stands for any other device than the batch's
+        elsewhere = found()
+    for pairs, others in zip(expected, elsewhere, strict=True):
+        assert pairs is not None
+        assert others is not None
+        assert torch.equal(pairs.flat, others.flat)
+        assert torch.equal(pairs.scores, others.scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,6 +209,40 @@ def test_a_long_batch_is_cut_while_it_is_gone_through(monkeypatch: pytest.Monkey
     selection.select(problem.encoder(), slice(0, 32), 20)
     n_positive = int((problem.scores > 0).sum())
     assert 20 <= sum(scored) < first < n_positive
+
+
+def test_of_batches_alike_little_more_is_scored_than_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    score = PairEncoder.score
+
+    def counting(self: PairEncoder, flat: torch.Tensor, bounds: torch.Tensor) -> ScoredPairs:
+        passes.append(len(flat))
+        return score(self, flat, bounds)
+
+    def scored(selection: LargestOfBatch, size: float, n: int = 500) -> list[int]:
+        passes.clear()
+        encoder = PairEncoder(problem.x, problem.W_enc, problem.b_enc, size * problem.norms)
+        assert len(selection.select(encoder, slice(0, 64), n)) == n
+        return list(passes)
+
+    monkeypatch.setattr(PairEncoder, "score", counting)
+    monkeypatch.setattr(encoder_module, "multiplies_bfloat16", lambda: False)  # wider bounds have more candidates
+    problem = Problem(0, (256, 8, 64), "random")
+    selection = LargestOfBatch()
+    assert sum(scored(selection, 1.0)) > 10 * 500
+    for _ in range(30):
+        (n_scored,) = scored(selection, 1.0)
+        assert 500 < n_scored < 1.6 * 500
+    assert n_scored < 1.25 * 500
+    # Smaller scores than were expected cost a second pass, and the next starts are lower for it.
+    assert len(scored(selection, 0.8)) == 2
+    assert len(scored(selection, 1.0)) == 1
+    (n_scored,) = scored(selection, 1.0)
+    assert 1.25 * 500 < n_scored < 2.2 * 500
+    for _ in range(10):
+        scored(selection, 1.0)
+        scored(selection, 0.85)
+    assert len(scored(selection, 1.0)) == len(scored(selection, 0.85)) == 1
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 2.5]), min_size=1, max_size=30), st.integers(0, 31))

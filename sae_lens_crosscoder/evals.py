@@ -6,7 +6,7 @@ that each read tokens of their own are measured by `splicing.spliced_metrics`, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -108,6 +108,13 @@ class ExplainedVariance:
             "explained_variance_mean_of_ratios": self._ratios / self.n_tokens,
             "explained_variance_centred": 1 - centred / self._squared_deviation,
         }
+
+
+def joined_heads(
+    heads: Sequence[Mapping[str, Int[Tensor, "n_sequences row"]]],
+) -> dict[str, Int[Tensor, "n_sequences_in_all row"]]:
+    """For each data set the held-out sequences of all its shards, in their order."""
+    return {title: torch.cat([head[title] for head in heads]) for title in heads[0]}
 
 
 class CrosscoderEvaluator:

@@ -76,6 +76,18 @@ def test_a_finished_run_that_is_started_again_to_go_on_evaluates_if_it_has_not_a
     assert cli.main(train_arguments(models, out)) == cli.EXIT_BAD_INPUT
 
 
+def test_a_crosscoder_trained_on_divided_documents_is_measured_on_what_each_part_held_out(
+    models: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "crosscoder"
+    assert cli.main([*train_arguments(models, out), "--n_data_shards", "2"]) == 0
+    trained = json.loads((out / "metrics.json").read_text())
+    assert cli.main(["eval", str(out)]) == 0
+    again = json.loads((out / "evaluation.json").read_text())
+    assert again["l0"] == trained["l0"]
+    assert again["sources"]["chat"] == pytest.approx(trained["sources"]["chat"], rel=1e-5)
+
+
 def test_a_crosscoder_is_trained_measured_diffed_and_steered_from_the_command_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 
 def _eval(options: Namespace) -> None:
     from sae_lens_crosscoder.activations import PairedActivationsStore
-    from sae_lens_crosscoder.evals import CrosscoderEvaluator
+    from sae_lens_crosscoder.evals import CrosscoderEvaluator, joined_heads
     from sae_lens_crosscoder.files import check_writable, write_json
     from sae_lens_crosscoder.joint_model import JointModel
     from sae_lens_crosscoder.training.devices import check_device
@@ -43,7 +43,9 @@ def _eval(options: Namespace) -> None:
     run = SavedRun(options.path, options.device)
     cfg = run.config(overrides)
     model = JointModel.from_pretrained(run.sources, options.device)
-    store = PairedActivationsStore.from_config(model, cfg)
+    stores = [PairedActivationsStore.from_config(model, cfg, shard=shard) for shard in range(cfg.n_data_shards)]
+    store = stores[0]
+    store.eval_sequences = joined_heads([each.eval_sequences for each in stores])
     evaluator = CrosscoderEvaluator.from_store(store, cfg.eval_batch_size_prompts)
     metrics = evaluator.evaluate(run.sae, progress=True)
     write_json(out, metrics)

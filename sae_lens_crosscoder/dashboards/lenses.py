@@ -49,7 +49,7 @@ class Lens:
 
     @cached_property
     def norms(self) -> Float[Tensor, " d_sae"]:
-        """Norm of each latent's direction, in units of the source's mean activation norm where that is known.
+        """Norm of each latent's direction, in the units of training where the source's activation scale is known.
 
         The relative norm is made of these, as in the report of a diff.
         """

@@ -26,7 +26,7 @@ from sae_lens_crosscoder.activations import PairedActivationsStore, SourceScaler
 from sae_lens_crosscoder.activations.batches import ShardedBatches, TrainingBatches
 from sae_lens_crosscoder.activations.store import Documents
 from sae_lens_crosscoder.errors import ConfigError, FinishedError
-from sae_lens_crosscoder.evals import CrosscoderEvaluator, flat_metrics
+from sae_lens_crosscoder.evals import CrosscoderEvaluator, flat_metrics, joined_heads
 from sae_lens_crosscoder.files import (
     check_writable,
     existing_folder,
@@ -289,10 +289,7 @@ class CrosscoderTrainingRunner(LanguageModelSAETrainingRunner):
         """Give the first store the held-out sequences of all shards."""
         if self.cfg.n_data_shards > 1:
             of_ranks = self.ranks.of_each([store.eval_sequences for store in self._stores])
-            heads = [head for of_rank in of_ranks for head in of_rank]
-            self.activations_store.eval_sequences = {
-                title: torch.cat([head[title] for head in heads]) for title in heads[0]
-            }
+            self.activations_store.eval_sequences = joined_heads([head for of_rank in of_ranks for head in of_rank])
 
     def _new_evaluator(self) -> CrosscoderEvaluator | None:
         if self.activations_store.cfg.n_eval_sequences == 0:

@@ -55,7 +55,7 @@ class AblationEquivalence:
             n_reruns_at_once: Sequences that go through a model at once.
         """
         run = self.comparison.run(tokens)
-        counted = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted
+        counted = torch.ones(tokens.shape, dtype=torch.bool) if counted is None else counted.cpu()
         effects = [self._effects_in(label, run, counted, n_reruns_at_once) for label in self._labels]
         self._effects.append(torch.stack(effects))
 
@@ -82,10 +82,11 @@ class AblationEquivalence:
             empty = torch.full((len(self.latents),), torch.nan, dtype=torch.float64)
             return empty, torch.zeros(len(self.latents), dtype=torch.long)
         base, finetuned = torch.cat(self._effects, dim=-1)
-        n_probes = base.isfinite().sum(dim=-1)
+        is_probe = base.isfinite() & finetuned.isfinite()
+        n_probes = is_probe.sum(dim=-1)
         scores = [
-            _pearson(b[b.isfinite()], f[b.isfinite()]) if n >= self.min_probes else torch.nan
-            for b, f, n in zip(base, finetuned, n_probes.tolist(), strict=True)
+            _pearson(b[both], f[both]) if both.sum() >= self.min_probes else torch.nan
+            for b, f, both in zip(base, finetuned, is_probe, strict=True)
         ]
         return torch.tensor(scores, dtype=torch.float64), n_probes
 

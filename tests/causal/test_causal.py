@@ -240,6 +240,27 @@ def test_equal_models_use_a_latent_alike_and_too_few_probes_give_no_score() -> N
     assert scores[1].isnan()
 
 
+def test_a_probe_whose_effect_is_infinite_in_one_model_counts_in_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def infinite_in_the_second(*log_probs: torch.Tensor) -> torch.Tensor:
+        kl = kl_divergence(*log_probs)
+        if len(calls) == 1:
+            kl[0] = torch.inf
+        calls.append(len(kl))
+        return kl
+
+    monkeypatch.setattr("sae_lens_crosscoder.causal.equivalence.kl_divergence", infinite_in_the_second)
+    sae = random_sae()
+    with torch.no_grad():
+        sae.b_enc[3] = 10
+    test = AblationEquivalence(ModelComparison(pair(), sae), [3], min_probes=2)
+    test.add(TOKENS)
+    scores, n_probes = test.compute()
+    assert n_probes.tolist() == [len(TOKENS) - 1]
+    assert scores[0].abs().item() == pytest.approx(1)  # of two points
+
+
 def test_the_score_is_numpys_correlation_of_the_ablation_effects() -> None:
     joint, sae = pair(), random_sae()
     test = AblationEquivalence(ModelComparison(joint, sae), [3], min_probes=3)

@@ -64,6 +64,15 @@ def test_classes_of_other_labels_are_refused():
         PairGeometry(LABELS, torch.tensor([1.0]), None, ["finetuned-only"], ClassThresholds())
 
 
+def test_thresholds_and_dead_latents_reach_the_classes_of_a_pair_of_sources() -> None:
+    sources = Sources((Source("a", "a", "hook", 3), Source("b", "b", "hook", 3)))
+    W_dec = torch.randn(20, 6)
+    assert set(PairGeometry.from_sources(W_dec, sources).classes) > {"shared"}
+    thresholds = ClassThresholds(exclusive_above=0.999, shared_low=0.002, shared_high=0.998)
+    geometry = PairGeometry.from_sources(W_dec, sources, None, thresholds, torch.arange(20) == 7)
+    assert list(geometry.classes) == ["shared"] * 7 + ["dead"] + ["shared"] * 12
+
+
 def test_a_pair_of_sources_is_measured_in_units_of_their_activations() -> None:
     sources = Sources(
         tuple(

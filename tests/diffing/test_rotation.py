@@ -42,6 +42,13 @@ def test_scales_bring_both_rows_into_the_units_that_they_were_trained_in():
     assert rotation(before, before, [1, 1], [1.0, 0.1], [0.1, 1.0]).item() == pytest.approx(0.2 / 1.01)
 
 
+def test_scales_of_the_earlier_decoder_alone_hold_for_both():
+    before, after = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(2)).unbind()
+    scales = [0.3, 0.7]
+    assert torch.equal(rotation(before, after, [2, 4], scales), rotation(before, after, [2, 4], scales, scales))
+    assert not torch.allclose(rotation(before, after, [2, 4], scales), rotation(before, after))
+
+
 def test_a_rotation_never_leaves_its_range():
     rows = torch.randn(2000, 5, generator=torch.Generator().manual_seed(1))
     assert rotation(rows, 3 * rows).max() <= 1.0
@@ -107,6 +114,12 @@ def test_thresholds_are_percentiles_of_the_latents_that_have_a_cosine():
     model, data = picture(percentile=50.0).thresholds
     assert model == pytest.approx(picture().model_change.median().item(), abs=0.01)
     assert data == pytest.approx(picture().data_change[:19].median().item())
+
+
+def test_a_percentile_may_be_a_fraction_of_one():
+    cosines = torch.linspace(0, 1, 1001)
+    model, _ = StageRotations(cosines, cosines, percentile=0.5).thresholds
+    assert model == pytest.approx(0.005, abs=1e-4)
 
 
 def test_a_latent_at_a_threshold_is_not_beyond_it():

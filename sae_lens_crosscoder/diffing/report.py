@@ -65,7 +65,7 @@ class ReportTable:
     """Cells of each row. Floats are shown with four significant digits; text as it is, invisible characters spelt."""
 
     note: str = ""
-    """What a reader has to know to read the table, shown between heading and table."""
+    """What a reader has to know to read the table, shown between heading and table; alone if there are no rows."""
 
     def __post_init__(self) -> None:
         for index, row in enumerate(self.rows):
@@ -129,8 +129,12 @@ def _figure_html(figure: go.Figure) -> str:
 
 
 def _table_html(table: ReportTable) -> str:
+    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    above = f"<h2>{_text(table.title)}</h2>{note}"
+    if not table.rows:
+        return above
     is_numeric = [
-        bool(table.rows) and all(_is_number(row[column]) or row[column] is None for row in table.rows)
+        all(_is_number(row[column]) or row[column] is None for row in table.rows)
         for column in range(len(table.columns))
     ]
     kinds = [' class="number"' if numeric else "" for numeric in is_numeric]
@@ -139,8 +143,7 @@ def _table_html(table: ReportTable) -> str:
         "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in table.rows
     )
-    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
-    return f"<h2>{_text(table.title)}</h2>{note}<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return f"{above}<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 
 
 def _is_number(cell: Cell) -> bool:

@@ -100,6 +100,13 @@ def test_columns_of_numbers_are_set_right(tmp_path: Path):
     assert re.findall(r'<td( class="number")?>', text) == [' class="number"', "", ' class="number"', ""]
 
 
+def test_a_table_without_rows_is_its_heading_and_note(tmp_path: Path):
+    page = write_report_html([], tmp_path / "report.html", "t", [ReportTable("base-only", ["latent"], [], "None.")])
+    text = page.read_text()
+    assert '<h2>base-only</h2><p class="note">None.</p></section>' in text
+    assert "<th>latent</th>" not in text
+
+
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ShapeError, match="Row 1 of the table 'latents' has 3 cells, and there are 2 columns"):
         ReportTable("latents", ["a", "b"], [[1, 2], [1, 2, 3]])

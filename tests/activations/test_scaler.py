@@ -87,6 +87,16 @@ def test_only_the_asked_number_of_batches_is_taken():
     assert len(list(given)) == 3
 
 
+def test_norms_are_summed_in_double_precision():
+    scaler = SourceScaler(SOURCES)
+    norms = [1.0 + i / 3 for i in range(50)]
+    rows = torch.cat([rows_of_norm(norm, 1.0) for norm in norms]).double()
+    rows[:, 2] = torch.tensor(norms, dtype=torch.float64)
+    scaler.estimate_scaling_factor(13, batches(*rows.split(1)), len(norms))
+    assert scaler.scaling_factor is not None
+    assert scaler.scaling_factor[0].item() == pytest.approx(2 / (math.fsum(norms) / len(norms)), rel=1e-14)
+
+
 def test_norms_of_float16_activations_do_not_overflow():
     scaler = SourceScaler(SOURCES)
     scaler.estimate_scaling_factor(13, batches(torch.full((4, 13), 30000.0, dtype=torch.float16)), 1)

@@ -50,6 +50,37 @@ def test_every_batch_is_encoded_once_for_all_accumulators():
         assert [len(b.tokens.x) for b in keeper.batches] == [80, 80, 40]
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_where_it_is_asked_for(progress: bool, capsys: pytest.CaptureFixture[str]):
+    run_pass(random_sae(), random_activations(6).split(3), [], make_sources(), progress=progress)
+    assert ("Reading latents" in capsys.readouterr().err) == progress
+
+
+def test_activations_are_encoded_in_the_precision_of_the_weights():
+    sae, x, keeper = random_sae(), random_activations(20).float(), Keeper()
+    run_pass(sae, [x], [keeper], make_sources())
+    torch.testing.assert_close(dense(keeper.batches[0].active), sae.encode(x.double()))
+
+
+def test_sparse_codes_are_read_as_dense_ones():
+    sae, x, keepers = random_sae(), random_activations(20), [Keeper(), Keeper()]
+    run_pass(sae, [x], [keepers[0]], make_sources())
+    sparse = dataclasses.replace(sae)
+    sparse.encode = lambda x: sae.encode(x).to_sparse()
+    sparse.decode = lambda feature_acts: sae.decode(feature_acts.to_dense())
+    run_pass(sparse, [x], [keepers[1]], make_sources())
+    plain, read = (keeper.batches[0].active for keeper in keepers)
+    assert torch.equal(dense(read), dense(plain))
+
+
+def test_a_decoder_that_was_read_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch):
+    sae, keeper = random_sae(), Keeper()
+    decoder = LinearDecoder.of(sae)
+    monkeypatch.setattr(LinearDecoder, "of", lambda sae: pytest.fail("it is read again"))
+    run_pass(sae, [random_activations(5)], [keeper], make_sources(), decoder=decoder)
+    assert keeper.batches[0].decoder is decoder
+
+
 def test_batches_without_tokens_are_passed_over():
     keeper = Keeper()
     run_pass(random_sae(), random_activations(5).split([2, 0, 3]), [keeper], make_sources())

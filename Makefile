@@ -20,9 +20,9 @@ STAMP_DASHBOARD := $(VENV_DASHBOARD)/.installed
 
 # What is mutated, and the tests that have to notice it.
 MUTATE ?= $(addprefix diffing/,geometry.py classes.py latent_scaling.py scaling_result.py latent_statistics.py \
-	top_contexts.py rotation.py) $(addprefix training/,sparse/ties.py sparse/chunk_selection.py sparse/selection.py \
+	top_contexts.py rotation.py pair_geometry.py active_latents.py linear_decoder.py sae_pass.py) $(addprefix training/,sparse/ties.py sparse/chunk_selection.py sparse/selection.py \
 	parallel/kth_largest.py crosscoder.py batchtopk_crosscoder.py) activations/scaler.py hub/weights.py
-MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglrst]*.py diffing/test_devices.py \
+MUTATION_TESTS ?= $(wildcard $(addprefix tests/,diffing/test_[acglprst]*.py diffing/test_devices.py \
 	training/test_*crosscoder.py training/test_contract.py training/test_latent_layout.py training/test_unfolding.py \
 	training/sparse/test_*selection.py training/sparse/test_forward.py training/parallel/test_kth_largest.py \
 	activations/test_scaler.py hub/test_formats.py hub/test_weights.py hub/formats))

@@ -88,13 +88,14 @@ def test_only_the_asked_number_of_batches_is_taken():
 
 
 def test_norms_are_summed_in_double_precision():
-    scaler = SourceScaler(SOURCES)
+    scaler = SourceScaler(Sources((source("base", d_in=3), source("chat", d_in=5))))
     norms = [1.0 + i / 3 for i in range(50)]
-    rows = torch.cat([rows_of_norm(norm, 1.0) for norm in norms]).double()
-    rows[:, 2] = torch.tensor(norms, dtype=torch.float64)
-    scaler.estimate_scaling_factor(13, batches(*rows.split(1)), len(norms))
+    rows = torch.ones(50, 8, dtype=torch.float64)
+    rows[:, :3] = torch.tensor([[0.0, norm, 0.0] for norm in norms], dtype=torch.float64)
+    scaler.estimate_scaling_factor(8, batches(*rows.split(1)), len(norms))
     assert scaler.scaling_factor is not None
-    assert scaler.scaling_factor[0].item() == pytest.approx(2 / (math.fsum(norms) / len(norms)), rel=1e-14)
+    expected = [math.sqrt(3) / (math.fsum(norms) / len(norms)), 1.0]
+    assert scaler.scaling_factor.tolist() == pytest.approx(expected, rel=1e-14)
 
 
 def test_norms_of_float16_activations_do_not_overflow():

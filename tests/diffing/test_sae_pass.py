@@ -198,17 +198,26 @@ def test_latent_activations_that_are_no_sizes_are_refused(broken: float):
     refuse(broken_sae, random_activations(5), "negative, infinite or not a number", DataError)
 
 
+def test_a_decoder_in_half_precision_is_read_in_float32():
+    sae = random_sae(dtype=torch.bfloat16)
+    decoder = LinearDecoder.of(sae)
+    assert decoder.directions.dtype == decoder.bias.dtype == torch.float32
+    assert torch.equal(decoder.directions, sae.W_dec.float())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
 @pytest.mark.parametrize(
     "decode",
     [lambda x_hat: x_hat / x_hat.norm(dim=1, keepdim=True), lambda x_hat: x_hat.relu()],
     ids=["normalised", "relu"],
 )
-def test_an_sae_whose_decoder_is_not_linear_is_refused(decode: Callable[[Tensor], Tensor]):
+def test_an_sae_whose_decoder_is_not_linear_is_refused(decode: Callable[[Tensor], Tensor], size: float):
     class Bent(StandInSAE):
         def decode(self, feature_acts: Tensor) -> Tensor:
             return decode(super().decode(feature_acts))
 
     sae = random_sae()
+    sae = dataclasses.replace(sae, W_dec=sae.W_dec * size, b_dec=sae.b_dec * size)
     bent = Bent(**{f.name: getattr(sae, f.name) for f in dataclasses.fields(sae)})
     refuse(bent, random_activations(20), "decode is not linear", ConfigError)
 

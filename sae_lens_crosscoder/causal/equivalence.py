@@ -85,8 +85,8 @@ class AblationEquivalence:
         is_probe = base.isfinite() & finetuned.isfinite()
         n_probes = is_probe.sum(dim=-1)
         scores = [
-            _pearson(b[both], f[both]) if both.sum() >= self.min_probes else torch.nan
-            for b, f, both in zip(base, finetuned, is_probe, strict=True)
+            _pearson(b[both], f[both]) if n >= self.min_probes else torch.nan
+            for b, f, both, n in zip(base, finetuned, is_probe, n_probes.tolist(), strict=True)
         ]
         return torch.tensor(scores, dtype=torch.float64), n_probes
 
